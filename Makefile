@@ -1,0 +1,26 @@
+# Two commands: `make demo` and `make test`. Both set up first, and both can be run again at any time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-all lint
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml scripts/setup $(wildcard plugins/*/pyproject.toml)
+	PYTHON=$(PYTHON) bash scripts/setup $(VENV)
+	@touch $@
+
+demo: setup
+	$(BIN)/sslkit run method=byol backbone=shufflenetv2
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,157 @@
+"""The command line: parse, one library call, print. Exit status 0 done, 2 the user's mistake, 1 a bug.
+
+Nothing heavy is imported before a command needs it: `sslkit --help` and `sslkit list` know no torch.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslkit import __version__, plugins
+from sslkit.errors import UserError
+
+if TYPE_CHECKING:
+    from sslkit.run import Run
+
+WORDS = click.argument("words", nargs=-1, metavar="[key=value]...")
+
+
+class Group(click.Group):
+    """Turns a UserError into its message, and lets plugins add commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt as stopped:
+            ctx.exit(getattr(stopped, "status", 130))
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of a mistake too.")
+def cli(debug: bool) -> None:
+    """Pre-train light vision backbones on your own unlabelled images.
+
+    \b
+    sslkit run                                            the demo: BYOL, ShuffleNetV2, handwritten digits
+    sslkit run method=simclr backbone=resnet18 data=photos/
+    sslkit list methods                                   what there is
+    sslkit show methods byol                              what can be set
+    """
+
+
+@cli.command()
+@WORDS
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything and print every setting with its origin; train nothing."
+)
+def run(words: tuple[str, ...], dry_run: bool) -> None:
+    """Pre-train: sslkit run [recipe.yaml] [key=value]...
+
+    Keys without a dot belong to the run (method backbone data augment evaluators epochs batch_size ...), dotted
+    ones to what they name (method.temperature=0.2 optimizer.lr=0.1). `sslkit show run` explains every key.
+    """
+    from sslkit.config import resolve
+
+    recipe = Path(words[0]) if words and "=" not in words[0] else None
+    resolved = resolve(words[1:] if recipe else words, recipe)
+    if dry_run:
+        _print_settings(resolved)
+        return
+    from sslkit import engine
+
+    _conclude(engine.run(resolved))
+
+
+@cli.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+def resume(path: Path) -> None:
+    """Go on with a run that was stopped, bit for bit as if it had not been."""
+    from sslkit import engine
+
+    _conclude(engine.resume(path))
+
+
+@cli.command()
+@click.argument("path", metavar="RUN|FILE", type=click.Path(path_type=Path))
+@WORDS
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
+def evaluate(path: Path, words: tuple[str, ...], as_json: bool) -> None:
+    """Measure a run or a weights file: sslkit evaluate RUN evaluators=[knn,linear] eval_data=photos/"""
+    from sslkit.evaluation import evaluate_saved
+    from sslkit.progress import Display
+
+    records = evaluate_saved(path, words, Display(quiet=as_json))
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+
+
+@cli.command("list")
+@click.argument("kind", required=False, type=click.Choice(plugins.KINDS))
+@click.option("--json", "as_json", is_flag=True, help="Print a list of {name, summary, distribution}.")
+def list_(kind: str | None, as_json: bool) -> None:
+    """Show every method, backbone, augmentation, evaluator and data set, and who brought it."""
+    from sslkit.listing import print_components
+
+    print_components([kind] if kind else list(plugins.KINDS), as_json)
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice([*plugins.KINDS, "run"]))
+@click.argument("name", required=False)
+def show(kind: str, name: str | None) -> None:
+    """Explain one component and its settings: sslkit show methods byol; `sslkit show run` for the run's own."""
+    from sslkit.listing import print_settings_of
+
+    print_settings_of(kind, name)
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@WORDS
+def pack(source: str, out: Path, words: tuple[str, ...]) -> None:
+    """Write images to one .beton file: sslkit pack photos/ photos.beton image_size=96 jpeg_quality=90"""
+    from sslkit.packing import pack_command
+
+    click.echo(pack_command(source, out, words))
+
+
+@cli.command()
+def doctor() -> None:
+    """Report Python, torch, device, memory, FFCV, plugins and data caches."""
+    from sslkit.doctor import print_report
+
+    print_report()
+
+
+def main() -> None:
+    """Entry point: warn of broken plugins in one line each, add the plugins' commands, go."""
+    plugins.add_commands(cli)
+    for problem in plugins.problems():
+        click.echo(f"warning: {problem}", err=True)
+    cli()
+
+
+def _print_settings(resolved: Any) -> None:
+    from sslkit.listing import print_origins
+
+    print_origins(resolved)
+
+
+def _conclude(run: "Run") -> None:
+    from sslkit.listing import print_outcome
+
+    print_outcome(run)
+    sys.stdout.flush()

@@ -1,0 +1,59 @@
+"""Every hook that a plugin can implement, and the two markers.
+
+A plugin is a module named in the entry-point group `sslkit`; it decorates functions with `hookimpl` and gives
+them the names below. `register(name, thing)` takes the thing itself or a `"module:Name"` string, which is
+imported only when somebody asks for that name.
+"""
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("sslkit")
+hookimpl = pluggy.HookimplMarker("sslkit")
+
+
+@hookspec
+def register_methods(register):  # noqa: ANN001, ANN201
+    """Offer methods: register("byol", BYOL), a subclass of sslkit.methods.Method."""
+
+
+@hookspec
+def register_backbones(register):  # noqa: ANN001, ANN201
+    """Offer backbones: register("mynet", factory); factory(config) -> nn.Module without classifier.
+
+    A name that ends in ":" takes what follows it: register("hub:", factory); factory(rest, config) -> nn.Module.
+    """
+
+
+@hookspec
+def register_augmentations(register):  # noqa: ANN001, ANN201
+    """Offer view recipes: register("simclr", SimCLRViews), a subclass of sslkit.augment.Recipe."""
+
+
+@hookspec
+def register_evaluators(register):  # noqa: ANN001, ANN201
+    """Offer evaluators: register("knn", KNN), a subclass of sslkit.evaluators.Evaluator."""
+
+
+@hookspec
+def register_datasets(register):  # noqa: ANN001, ANN201
+    """Offer data sets: register("cifar10", CIFAR10), a subclass of sslkit.data.Source."""
+
+
+@hookspec
+def register_commands(cli):  # noqa: ANN001, ANN201
+    """Add click commands to the `sslkit` group: @cli.command() def mine(): ..."""
+
+
+@hookspec
+def run_started(run):  # noqa: ANN001, ANN201
+    """A run is built and its directory exists; nothing has been stepped."""
+
+
+@hookspec
+def run_logged(run, step, metrics):  # noqa: ANN001, ANN201
+    """Fresh metrics, already plain floats: once a logging interval and once an evaluation, never once a step."""
+
+
+@hookspec
+def run_finished(run, error):  # noqa: ANN001, ANN201
+    """The run has ended; error is None, or the exception that ended it."""

@@ -1,0 +1,154 @@
+"""Tables for the terminal: components, settings, origins, and how a run ended."""
+
+import json
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sslkit import plugins
+from sslkit.errors import UserError
+
+if TYPE_CHECKING:
+    from sslkit.config import Config, Resolved
+    from sslkit.run import Run
+
+
+def print_components(kinds: list[str], as_json: bool) -> None:
+    """Every component of these kinds; with `as_json`, a list for one kind and a mapping for several."""
+    rows = {kind: [_row(c) for c in plugins.components(kind)] for kind in kinds}
+    if as_json:
+        click.echo(json.dumps(rows[kinds[0]] if len(kinds) == 1 else rows, indent=2, ensure_ascii=False))
+        return
+    console = _console()
+    for kind, components in rows.items():
+        table = _table(kind, "summary", "from")
+        for row in components:
+            table.add_row(*map(Text, (row["name"], row["summary"], row["distribution"])))
+        console.print(table)
+
+
+def print_settings_of(kind: str, name: str | None) -> None:
+    """The docstring and the settings of a component, or of the run itself."""
+    from sslkit.config import Optimizer, RunConfig, config_class
+
+    console = _console()
+    if kind == "run":
+        console.print(_settings_table("", RunConfig))
+        console.print(_settings_table("optimizer.", Optimizer))
+        return
+    if name is None:
+        raise UserError(f"which one? There are: {', '.join(plugins.names(kind))}")
+    component = plugins.find(kind, name)
+    console.print(Text(_docstring(component)))
+    section = {"evaluators": f"evaluators.{name}"}.get(kind) or _section(kind)
+    console.print(_settings_table(f"{section}.", config_class(component)))
+
+
+def print_origins(resolved: "Resolved") -> None:
+    """Every resolved value, and where it came from."""
+    table = _table("setting", "value", "from")
+    for key, value in resolved.values.items():
+        origin = resolved.origins.get(key, "default")
+        table.add_row(
+            Text(key), Text(json.dumps(value)), Text(origin, style="dim" if origin == "default" else "bold")
+        )
+    _console().print(table)
+
+
+def print_outcome(run: "Run") -> None:
+    """Last against first: what pre-training gave over the random initialisation."""
+    console = _console()
+    records = [r for r in run.evaluations if r["during_run"]]
+    table = _table("evaluator", "random init", "pre-trained", "gain")
+    for name in dict.fromkeys(r["evaluator"] for r in records):
+        mine = [r for r in records if r["evaluator"] == name and "top1" in r]
+        if mine and mine[0]["epoch"] == 0 and len(mine) > 1:
+            first, last = mine[0]["top1"], mine[-1]["top1"]
+            table.add_row(
+                f"{name} top-1", f"{first:.1%}", f"{last:.1%}", f"{100 * (last - first):+.1f} points"
+            )
+    if table.row_count:
+        console.print(table)
+    console.print(Text(f"run:      {run.path}\nbackbone: {run.backbone_file}"))
+
+
+def _row(component: plugins.Component) -> dict[str, str]:
+    return {
+        "name": component.name,
+        "summary": component.summary,
+        "distribution": component.distribution,
+    }
+
+
+def _section(kind: str) -> str:
+    from sslkit.config import SECTIONS
+
+    return next(section for section, owner in SECTIONS.items() if owner == kind)
+
+
+def _docstring(component: Any) -> str:
+    import inspect
+
+    return inspect.getdoc(getattr(component, "func", component)) or ""
+
+
+def _settings_table(prefix: str, config: "type[Config]") -> Table:
+    table = _table("setting", "type", "default", "meaning")
+    for row in _rows(prefix, config):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _rows(prefix: str, config: "type[Config]", defaults: Any = None) -> list[tuple[str, str, str, str]]:
+    from sslkit.config import Choice, Config
+
+    rows = []
+    for name, field in config.model_fields.items():
+        default = (
+            getattr(defaults, name) if defaults is not None else field.get_default(call_default_factory=True)
+        )
+        if isinstance(default, Config) and not isinstance(default, Choice):
+            rows += _rows(f"{prefix}{name}.", type(default), default)
+        else:
+            required = field.is_required() and defaults is None
+            rows.append(
+                (prefix + name, _type(field), "" if required else _value(default), field.description or "")
+            )
+    return rows
+
+
+def _value(default: Any) -> str:
+    return json.dumps(default, default=str)
+
+
+def _type(field: Any) -> str:
+    """The annotation in words, with its bounds: `float, > 0`."""
+    text = _type_name(field.annotation)
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = [f"{signs[k]} {getattr(m, k)}" for m in field.metadata for k in signs if hasattr(m, k)]
+    return ", ".join([text, *bounds])
+
+
+def _type_name(annotation: Any) -> str:
+    parts = get_args(annotation)
+    if not parts:
+        return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+    if getattr(annotation, "__origin__", None) is tuple:
+        return f"[{', '.join('...' if p is Ellipsis else _type_name(p) for p in parts)}]"
+    return " | ".join(p if isinstance(p, str) else _type_name(p) for p in parts)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    """As wide as the terminal; in a pipe wide enough that no row is folded."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)

@@ -1,0 +1,123 @@
+"""What a run measures of itself, read from the device once a logging interval."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.errors import UserError
+from sslkit.health import effective_rank, feature_std
+
+if TYPE_CHECKING:
+    from sslkit.run import Run
+
+
+class Meter:
+    """Running sums on the device: adding to them never makes the host wait for it."""
+
+    def __init__(self, backbone: nn.Module, device: torch.device, seconds: float = 0.0) -> None:
+        self._backbone = backbone
+        self._device = device
+        self._features: Tensor | None = None
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._step = 0
+        self._seconds = seconds
+        self._hook: Any = None
+        self.start()
+
+    def __enter__(self) -> "Meter":
+        self._hook = self._backbone.register_forward_hook(self._keep_features)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _keep_features(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module.training:
+            self._features = output.detach()
+
+    def start(self) -> None:
+        """Begin an interval; evaluations and checkpoints before it do not count."""
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._images = 0
+        self._waited = 0.0
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is time spent waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def add(self, step: int, scalars: dict[str, Tensor], images: int) -> None:
+        """One step's detached scalars."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        first_bad = (self._bad_step < 0) & ~torch.isfinite(scalars["loss"])
+        self._bad_step = torch.where(first_bad, step, self._bad_step)
+        self._count += 1
+        self._images += images
+        self._step = step
+
+    def read(self, run: "Run", lr: float, epoch: float) -> dict[str, Any]:
+        """Means since the last reading, and a fresh interval. Raises UserError where a loss was not finite."""
+        self.stop_if_not_finite(run)
+        means = {k: float(v) / self._count for k, v in self._sums.items()}
+        elapsed = time.perf_counter() - self._began
+        self._seconds += elapsed
+        record = {
+            "step": self._step,
+            "epoch": round(epoch, 4),
+            "seconds": self._seconds,
+            **means,
+            "lr": lr,
+            "images_per_second": self._images / elapsed,
+            "data_wait": self._waited / elapsed,
+            "memory_gib": peak_memory(self._device),
+            **self._health(),
+        }
+        self.start()
+        return {k: _plain(v) for k, v in record.items()}
+
+    def stop_if_not_finite(self, run: "Run") -> None:
+        """Raises UserError naming the first step whose loss was not finite, before anything of it is saved."""
+        step = int(self._bad_step)
+        if step >= 0:
+            saved = run.checkpoints
+            raise UserError(
+                f"the loss is not finite since step {step}; last good checkpoint: "
+                f"{saved[-1] if saved else 'none yet'}. Try a lower optimizer.lr, optimizer.clip_grad=1, "
+                f"a longer optimizer.warmup_epochs, or precision=fp32"
+            )
+
+    def _health(self) -> dict[str, float]:
+        if self._features is None:
+            return {}
+        features = self._features.float().flatten(1)
+        return {
+            "feature_std": float(feature_std(features)),
+            "effective_rank": float(effective_rank(features)),
+        }
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the peak of the device's allocator on CUDA, elsewhere of this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN; null says that there is no number."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,202 @@
+"""Optimizers, learning-rate schedules, and optimizer state as plain tensors and JSON."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.config import Optimizer
+from sslkit.plugins import suggest
+
+BUILTIN = ("sgd", "adam", "adamw", "lars")
+
+
+def known_optimizer(name: str) -> str | None:
+    """None if `name` is sgd, adam, adamw, lars or timm:NAME; else a sentence that says what is wrong."""
+    if name in BUILTIN:
+        return None
+    if not name.startswith("timm:"):
+        return f"no optimizer is called {name!r}; {suggest(name, [*BUILTIN, 'timm:NAME'])}"
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
+
+    base = name.removeprefix("timm:").removeprefix("lookahead_")
+    names = [str(n) for n in list_optimizers()]
+    if base not in names:
+        return f"timm has no optimizer called {base!r}; {suggest(base, names)}"
+    if base.startswith("kron"):
+        return f"{base} draws random numbers that a checkpoint cannot keep; choose another optimizer"
+    if get_optimizer_info(base).second_order:
+        return f"{base} needs second-order gradients, which a run does not compute; choose another optimizer"
+    try:
+        get_optimizer_class(base)
+    except (ImportError, AssertionError) as error:
+        return f"timm's {base} cannot be used here ({error}); install what it needs, or choose another"
+    return None
+
+
+def scaled_lr(settings: Optimizer, batch: int) -> float:
+    """The peak learning rate for a batch of `batch` images an optimizer step."""
+    scale = {"none": 1.0, "linear": batch / 256, "sqrt": math.sqrt(batch)}
+    return settings.lr * scale[settings.lr_scaling]
+
+
+def make_optimizer(module: nn.Module, settings: Optimizer, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of every parameter of `module` that takes a gradient, at learning rate `lr`.
+
+    Biases and normalisation parameters, known by having one dimension, are not decayed, nor adapted by LARS
+    (as in SimCLR and BYOL). sgd is momentum SGD without Nesterov; timm's optimizers keep timm's own betas
+    unless others than Adam's usual ones are set. On CUDA torch updates all tensors at once (foreach),
+    deterministically.
+    """
+    groups = _groups(module, settings.weight_decay)
+    shared: dict[str, Any] = {"lr": lr, "weight_decay": settings.weight_decay}
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum, **shared)
+    if settings.name == "lars":
+        return _lars(groups, momentum=settings.momentum, **shared)
+    if settings.name in ("adam", "adamw"):
+        adam = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        return adam(groups, betas=settings.betas, **shared)
+    return _timm_optimizer(groups, settings, **shared)
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    weights = {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay}
+    exempt = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
+    return [group for group in (weights, exempt) if group["params"]]
+
+
+def _lars(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """LARS of You et al. 2017 (Eq. 6, Algorithm 1) with trust coefficient 1e-3.
+
+    The learning rate multiplies after the momentum, as in BYOL's code and torch's SGD; in the paper and
+    SimCLR's code it enters the momentum buffer. The two are equal while the rate is constant.
+    """
+    from timm.optim import Lars
+
+    for group in groups:
+        # timm adapts by whether a group is decayed; here decay 0 must still adapt the weights.
+        group["always_adapt"] = group["params"][0].ndim > 1
+    return Lars(groups, trust_coeff=1e-3, **options)
+
+
+def _timm_optimizer(
+    groups: list[dict[str, Any]], settings: Optimizer, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2
+
+    usual = Optimizer.model_fields["betas"].default
+    betas: dict[str, Any] = {} if settings.betas == usual else {"betas": settings.betas}
+    name = settings.name.removeprefix("timm:")
+    return create_optimizer_v2(groups, name, lr, weight_decay, momentum=settings.momentum, **betas)
+
+
+class Schedule:
+    """Sets the learning rate as a pure function of the step, so that there is nothing to checkpoint."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, warmup: int
+    ) -> None:
+        from timm.scheduler import CosineLRScheduler
+
+        self._optimizer = optimizer
+        peak = optimizer.param_groups[0]["lr"]
+        cosine = settings.schedule == "cosine"
+        self._scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=max(2, steps - warmup),
+            lr_min=0 if cosine else peak,
+            warmup_t=warmup,
+            # One part of warmup + 1: the first step already learns, and the warm-up ends at the peak.
+            warmup_lr_init=peak / (warmup + 1),
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+
+    def set(self, step: int) -> float:
+        """Set and return the learning rate of optimizer step `step`, counted from 0."""
+        self._scheduler.step_update(step)
+        return self._optimizer.param_groups[0]["lr"]
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, steps_per_epoch: int
+) -> Schedule:
+    """Linear warm-up to the rate that `optimizer` was made with, then cosine to zero at `steps`, or constant.
+
+    Warm-up step i has (i + 1)/(warmup + 1) of the peak. The warm-up takes `settings.warmup_epochs`, but at
+    most a tenth of the run.
+    """
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), steps // 10)
+    return Schedule(optimizer, settings, steps, warmup)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state without pickle: contiguous tensors for safetensors, and the rest for JSON.
+
+    Learning rates are left out: they are the schedule's, a function of the step.
+    """
+    tensors: dict[str, Tensor] = {}
+    layouts: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for owner, (home, _) in _homes(optimizer).items():
+        for name, value in home.items():
+            key = f"{owner}.{name}"
+            if isinstance(value, Tensor):
+                tensors[key] = value.detach().contiguous()
+                layouts[key] = {"stride": list(value.stride()), "on_cpu": value.device.type == "cpu"}
+            elif _is_running(name, value):
+                plain[key] = value
+    return tensors, {"layouts": layouts, "plain": plain}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
+) -> None:
+    """Put back what `optimizer_tensors` gave, into an optimizer made in the same way for the same module.
+
+    Every tensor gets back the strides and the kind of device (its parameter's, or the CPU) that it had, so
+    that training goes on bit for bit. Raises ValueError where the parameters do not correspond.
+    """
+    _state(optimizer).clear()
+    homes = _homes(optimizer)
+    for key, saved in [*tensors.items(), *rest["plain"].items()]:
+        owner, _, name = key.partition(".")
+        if owner not in homes:
+            raise ValueError(f"saved optimizer state {key!r} has no place in this optimizer")
+        home, device = homes[owner]
+        if key in rest["layouts"]:
+            home[name] = _laid_out(saved, rest["layouts"][key], device)
+        else:
+            home[name] = tuple(saved) if isinstance(home.get(name), tuple) else saved
+
+
+def _homes(optimizer: torch.optim.Optimizer) -> dict[str, tuple[dict[str, Any], torch.device]]:
+    """The dictionaries that hold state, with their device: "3" is parameter 3's, "group1" that of group 1."""
+    state = _state(optimizer)
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    homes = {str(i): (state[p], p.device) for i, p in enumerate(parameters)}
+    return homes | {f"group{i}": (group, group["params"][0].device) for i, group in enumerate(groups)}
+
+
+def _state(optimizer: torch.optim.Optimizer) -> Any:
+    # timm's Lookahead wraps an optimizer that keeps the state of both.
+    return getattr(optimizer, "_base_optimizer", optimizer).state
+
+
+def _laid_out(saved: Tensor, layout: Mapping[str, Any], device: torch.device) -> Tensor:
+    device = torch.device("cpu") if layout["on_cpu"] else device
+    empty = torch.empty_strided(tuple(saved.shape), tuple(layout["stride"]), dtype=saved.dtype, device=device)
+    return empty.copy_(saved)
+
+
+def _is_running(key: str, value: Any) -> bool:
+    """Whether a group's entry is a plain value, such as a step count, that is not the schedule's."""
+    if key in ("params", "lr", "initial_lr"):
+        return False
+    items = value if isinstance(value, list | tuple) else [value]
+    return all(item is None or isinstance(item, bool | int | float | str) for item in items)
