@@ -4,7 +4,6 @@ Nothing heavy is imported before a command needs it: `sslkit --help` and `sslkit
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,9 @@ def run(words: tuple[str, ...], dry_run: bool) -> None:
     recipe = Path(words[0]) if words and "=" not in words[0] else None
     resolved = resolve(words[1:] if recipe else words, recipe)
     if dry_run:
-        _print_settings(resolved)
+        from sslkit.listing import print_origins
+
+        print_origins(resolved)
         return
     from sslkit import engine
 
@@ -95,6 +96,10 @@ def evaluate(path: Path, words: tuple[str, ...], as_json: bool) -> None:
     records = evaluate_saved(path, words, Display(quiet=as_json))
     if as_json:
         click.echo(json.dumps(records, indent=2))
+    else:
+        from sslkit.listing import print_records
+
+        print_records(records)
 
 
 @cli.command("list")
@@ -121,11 +126,19 @@ def show(kind: str, name: str | None) -> None:
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @WORDS
-def pack(source: str, out: Path, words: tuple[str, ...]) -> None:
-    """Write images to one .beton file: sslkit pack photos/ photos.beton image_size=96 jpeg_quality=90"""
-    from sslkit.packing import pack_command
+@click.option("--role", type=click.Choice(["pretrain", "train", "test"]), default="pretrain", show_default=True)
+def pack(source: str, out: Path, words: tuple[str, ...], role: Any) -> None:
+    """Write images to one .beton file: sslkit pack photos/ photos.beton image_size=96 jpeg_quality=90
 
-    click.echo(pack_command(source, out, words))
+    `sslkit show datasets folder` explains the keys.
+    """
+    from sslkit.config import resolve_data
+    from sslkit.data import pack_source
+    from sslkit.progress import Display
+
+    store = pack_source(resolve_data(source, words), out, role, Display().say)
+    size = out.stat().st_size / 2**20
+    click.echo(f"{out}: {len(store)} images of {store.size} px, {size:.1f} MiB, {len(store.skipped)} skipped")
 
 
 @cli.command()
@@ -144,14 +157,7 @@ def main() -> None:
     cli()
 
 
-def _print_settings(resolved: Any) -> None:
-    from sslkit.listing import print_origins
-
-    print_origins(resolved)
-
-
 def _conclude(run: "Run") -> None:
     from sslkit.listing import print_outcome
 
     print_outcome(run)
-    sys.stdout.flush()

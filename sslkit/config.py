@@ -118,7 +118,7 @@ class RunConfig(Config):
 
     @field_serializer("method", "backbone", "data", "augment", "eval_data")
     def _flat(self, choice: Choice | None) -> dict[str, Any] | None:
-        return choice and choice.flat()
+        return choice.flat() if choice else None
 
     @field_serializer("evaluators")
     def _flat_all(self, choices: tuple[Choice, ...]) -> list[dict[str, Any]]:
@@ -196,7 +196,7 @@ def resolve_layers(layers: list[Layer], mistakes: Mistakes, new: bool = True) ->
             f"method {asked['method.name']}",
             {"augment.name": "simclr"} if method is None else _advice(method),
         ),
-        Layer(f"data set {asked['data.name']}", getattr(source, "defaults", {})),
+        Layer(f"data set {asked['data.name']}", {} if source is None else source.advice(asked["method.name"])),
     ]
     values, origins = _merge([Layer("default", BASE), *advice, *layers])
     sections = {s: _choice(s, kind, values, mistakes) for s, kind in SECTIONS.items()}
@@ -209,6 +209,18 @@ def resolve_layers(layers: list[Layer], mistakes: Mistakes, new: bool = True) ->
     mistakes.stop()
     assert config is not None
     return Resolved(config, origins, _all_values(config))
+
+
+def resolve_data(source: str, words: Iterable[str]) -> Choice:
+    """The data set that `data=source` means, with its own settings as words: image_size=96."""
+    mistakes = Mistakes()
+    values = {"data.name": source} | {f"data.{k}": v for k, v in parse_words(words, mistakes).items()}
+    choice = _choice("data", "datasets", values, mistakes)
+    for message in choice.options.check() if choice else ():
+        mistakes.add("data", message)
+    mistakes.stop()
+    assert choice is not None
+    return choice
 
 
 def parse_words(words: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
@@ -484,5 +496,7 @@ def _device_missing(device: str) -> str | None:
 
 def _all_values(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
-    tree["evaluators"] = {e["name"]: {k: v for k, v in e.items() if k != "name"} for e in tree["evaluators"]}
-    return {k: v for key, value in tree.items() for k, v in _leaves(key, value).items()}
+    options = {e["name"]: {k: v for k, v in e.items() if k != "name"} for e in tree["evaluators"]}
+    tree["evaluators"] = list(options)
+    leaves = {k: v for key, value in tree.items() for k, v in _leaves(key, value).items()}
+    return leaves | _leaves("evaluators", options)

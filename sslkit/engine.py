@@ -168,7 +168,7 @@ def _note(run: Run, parts: Parts) -> None:
         loader_why=parts.loader.why,
         device=str(parts.device),
         precision=str(parts.autocast or torch.float32).removeprefix("torch."),
-        stem=parts.method.backbone.stem,
+        stem=parts.method.backbone.stem_kind,
         width=parts.method.backbone.width,
         parameters=sum(p.numel() for p in parts.method.backbone.parameters()),
         steps_per_epoch=parts.steps_per_epoch,
@@ -273,10 +273,17 @@ def _autocast(parts: Parts) -> Any:
 def _log(run: Run, parts: Parts, metrics: dict[str, Any], display: Display) -> None:
     run.log_metrics(metrics)
     display.metrics(metrics)
-    std, rank = metrics.get("feature_std"), metrics.get("effective_rank")
-    if std is not None and (warning := collapse_warning(std, rank, parts.method.backbone.width)):
+    if warning := _signs_of_collapse(parts, metrics):
         display.warn_once("collapse", f"step {metrics['step']}: {warning}")
     plugins.hooks().run_logged(run=run, step=metrics["step"], metrics=metrics)
+
+
+def _signs_of_collapse(parts: Parts, metrics: dict[str, Any]) -> str | None:
+    std, rank = metrics.get("feature_std"), metrics.get("effective_rank")
+    if std is None or rank is None:
+        return None
+    width: Any = parts.method.backbone.width
+    return collapse_warning(std, rank, width)
 
 
 def _checkpoint_due(config: RunConfig, epoch: int, since: float) -> bool:
@@ -316,7 +323,12 @@ def _restore(parts: Parts, checkpoint: Checkpoint) -> None:
             f"the data has changed: an epoch had {checkpoint.state['steps_per_epoch']} steps and now has "
             f"{parts.steps_per_epoch}; bring the same images back, or start a new run"
         )
-    parts.method.load_state_dict(checkpoint.model)
+    state = parts.method.state_dict()
+    if state.keys() != checkpoint.model.keys():
+        raise UserError("the method or the backbone has changed since the checkpoint; start a new run")
+    # Updated, not replaced: a state dict also carries version numbers, which some networks look at.
+    state.update(checkpoint.model)
+    parts.method.load_state_dict(state)
     restore_optimizer(parts.optimizer, checkpoint.optimizer, checkpoint.state["optimizer"])
     parts.scaler.load_state_dict(checkpoint.state["scaler"])
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-COLLAPSED_STD = 0.01
-"""Below it all images share one direction: the mean cosine similarity is over 0.9999."""
+COLLAPSED_STD = 0.02
+"""Below it all images share one direction: the mean cosine similarity is over 0.999."""
 COLLAPSED_RANK = 2.0
 """Below it (where the width allows more) the features lie on little more than one line."""
 
@@ -43,8 +43,9 @@ def effective_rank(features: Tensor, rows: int = 256) -> Tensor:
 def collapse_warning(std: float, rank: float, width: int) -> str | None:
     """What is wrong and what to try, in words, or None. `std` and `rank` are as above; `width` is D.
 
-    A random network's features are narrow too (std 0.02 to 0.5), hence the low thresholds: what they catch is
-    collapse, not slow learning.
+    The thresholds are low, for what they must catch is collapse and not slow learning: random networks without
+    batch norm already start near std 0.1. Networks that end in batch norm keep their std up in training mode; with
+    them it is the rank that falls.
     """
     mend = (
         "try a lower optimizer.lr, a longer optimizer.warmup_epochs, a larger batch_size, "

@@ -58,6 +58,15 @@ def print_origins(resolved: "Resolved") -> None:
     _console().print(table)
 
 
+def print_records(records: list[dict[str, Any]]) -> None:
+    """The results of evaluators, with what they were measured on and how."""
+    table = _table("evaluator", "result", "data", "protocol")
+    for record in records:
+        metrics = "  ".join(f"{k} {v:.2%}" for k, v in record.items() if k in ("top1", "top5"))
+        table.add_row(*map(Text, (record["evaluator"], metrics, record["data"], record["protocol"])))
+    _console().print(table)
+
+
 def print_outcome(run: "Run") -> None:
     """Last against first: what pre-training gave over the random initialisation."""
     console = _console()

@@ -97,9 +97,7 @@ def _timm_optimizer(
 class Schedule:
     """Sets the learning rate as a pure function of the step, so that there is nothing to checkpoint."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, warmup: int
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, warmup: int) -> None:
         from timm.scheduler import CosineLRScheduler
 
         self._optimizer = optimizer
@@ -122,9 +120,7 @@ class Schedule:
         return self._optimizer.param_groups[0]["lr"]
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, steps_per_epoch: int
-) -> Schedule:
+def make_schedule(optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, steps_per_epoch: int) -> Schedule:
     """Linear warm-up to the rate that `optimizer` was made with, then cosine to zero at `steps`, or constant.
 
     Warm-up step i has (i + 1)/(warmup + 1) of the peak. The warm-up takes `settings.warmup_epochs`, but at
@@ -153,9 +149,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, {"layouts": layouts, "plain": plain}
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
     """Put back what `optimizer_tensors` gave, into an optimizer made in the same way for the same module.
 
     Every tensor gets back the strides and the kind of device (its parameter's, or the CPU) that it had, so

@@ -138,7 +138,7 @@ class Run:
 
     def newest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest undamaged checkpoint, and a sentence for every damaged one passed over."""
-        complaints = []
+        complaints: list[str] = []
         for path in reversed(self.checkpoints):
             try:
                 return _load_checkpoint(path), complaints

@@ -1,0 +1,184 @@
+"""The steps of a recipe: their settings, the random parameters they draw, and what they apply.
+
+`sample` draws parameters for a batch; a call draws and applies. `p` is the probability that an image gets the
+step, one number for all views or one a view, which is all that an asymmetric recipe needs.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor
+
+from sslkit.augment import ops
+from sslkit.augment.draws import Draws
+from sslkit.config import Config
+
+
+def _probability(value: Any) -> Any:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    fits = [isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 1 for n in numbers]
+    if not fits or not all(fits):
+        raise ValueError("a probability lies between 0 and 1; give one number, or a list with one a view")
+    return tuple(map(float, numbers)) if isinstance(value, list | tuple) else float(value)
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("the smaller number comes first")
+    return value
+
+
+Probability = Annotated[float | tuple[float, ...], BeforeValidator(_probability)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+
+NO_BLUR = 1e-3
+"""Standard deviation, in pixels, of a kernel that is exactly the identity in float32."""
+
+
+class Crop(Config):
+    """A random box, resized to the size of the view."""
+
+    scale: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] = (0.08, 1.0)
+    """Smallest and largest area of the box, as a fraction of the image."""
+    ratio: Range = (3 / 4, 4 / 3)
+    """Smallest and largest width over height of the box; its logarithm is uniform."""
+
+    def sample(self, draws: Draws, height: int, width: int) -> Tensor:
+        """[V*B, 4] rows of top, left, height, width, whole pixels, as torchvision's RandomResizedCrop.
+
+        A box that does not fit is drawn again, ten times in all; then the largest central one is taken.
+        """
+        tries = 10
+        area = draws.table(tries, *self.scale) * (height * width)
+        ratio = draws.table(tries, *map(math.log, self.ratio)).exp_()
+        heights, widths = (area / ratio).sqrt_().round_(), (area * ratio).sqrt_().round_()
+        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+        first = (fits * torch.arange(tries, 0, -1, device=fits.device)).argmax(1, keepdim=True)
+        found, central = fits.any(1), self._central(height, width)
+        box_height = torch.where(found, heights.gather(1, first)[:, 0], central[0])
+        box_width = torch.where(found, widths.gather(1, first)[:, 0], central[1])
+        top, left = _place(draws, height - box_height, found), _place(draws, width - box_width, found)
+        return torch.stack([top, left, box_height, box_width], dim=1)
+
+    def _central(self, height: int, width: int) -> tuple[float, float]:
+        """Height and width of the box that is taken when none fits."""
+        if width / height < self.ratio[0]:
+            return float(round(width / self.ratio[0])), float(width)
+        if width / height > self.ratio[1]:
+            return float(height), float(round(height * self.ratio[1]))
+        return float(height), float(width)
+
+
+def _place(draws: Draws, room: Tensor, found: Tensor) -> Tensor:
+    """Where the box starts: any of room + 1 whole pixels, or the middle of the room where no box fitted."""
+    start = torch.minimum((draws.uniform() * (room + 1)).floor_(), room)
+    return torch.where(found, start, (room / 2).floor_())
+
+
+class Flip(Config):
+    """Mirror left and right."""
+
+    p: Probability = 0.0
+    """Probability, one number or one a view."""
+
+
+class Rotate(Config):
+    """Rotate about the centre, and slant; before the crop, at the size of the source."""
+
+    p: Probability = 0.0
+    """Probability, one number or one a view."""
+    degrees: float = Field(default=15.0, ge=0, le=180)
+    """Largest angle either way."""
+    shear: float = Field(default=0.0, ge=0, lt=90)
+    """Largest slant of the vertical either way, in degrees."""
+    padding: Literal["zeros", "border", "reflection"] = "reflection"
+    """What comes in from outside the image."""
+
+    def sample(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Angle and shear in degrees, [V*B] each; 0 where the step is not taken."""
+        taken = draws.mask(self.p)
+        angle = draws.uniform(-self.degrees, self.degrees)
+        shear = draws.uniform(-self.shear, self.shear)
+        return angle * taken, shear * taken
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return ops.affine(images, *self.sample(draws), self.padding)
+
+
+class Jitter(Config):
+    """Brightness, contrast, saturation and hue, in random order, as torchvision's ColorJitter."""
+
+    p: Probability = 0.0
+    """Probability, one number or one a view."""
+    brightness: float = Field(default=0.4, ge=0)
+    """Factor from max(0, 1 - brightness) to 1 + brightness."""
+    contrast: float = Field(default=0.4, ge=0)
+    """Factor from max(0, 1 - contrast) to 1 + contrast."""
+    saturation: float = Field(default=0.4, ge=0)
+    """Factor from max(0, 1 - saturation) to 1 + saturation."""
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """Largest turn of the hue either way; 0.5 is half the colour circle."""
+    strength: float = Field(default=1.0, ge=0)
+    """Multiplies all four; hue stays within 0.5."""
+
+    def sample(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Factors and order for `ops.jitter`, [V*B, 4] each, or [V*B, 3] where hue is 0."""
+        taken = draws.mask(self.p)
+        columns = []
+        for strength in (self.brightness, self.contrast, self.saturation):
+            spread = strength * self.strength
+            columns.append(torch.where(taken, draws.uniform(max(0.0, 1 - spread), 1 + spread), 1.0))
+        if hue := min(0.5, self.hue * self.strength):
+            columns.append(torch.where(taken, draws.uniform(-hue, hue), 0.0))
+        return torch.stack(columns, dim=1), draws.table(len(columns)).argsort(1)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return ops.jitter(images, *self.sample(draws))
+
+
+class Grayscale(Config):
+    """Drop the colour."""
+
+    p: Probability = 0.0
+    """Probability, one number or one a view."""
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return ops.grayscale(images, draws.mask(self.p))
+
+
+class Blur(Config):
+    """Gaussian blur."""
+
+    p: Probability = 0.0
+    """Probability, one number or one a view."""
+    sigma: Range = (0.1, 2.0)
+    """Smallest and largest standard deviation, in pixels of the view (it is no radius)."""
+    kernel: float = Field(default=0.1, gt=0, le=1)
+    """Width of the kernel as a fraction of the view, made odd (SimCLR, Appendix A: 10%)."""
+
+    def sample(self, draws: Draws) -> Tensor:
+        """Standard deviations in pixels, [V*B]; NO_BLUR where the step is not taken."""
+        return torch.where(draws.mask(self.p), draws.uniform(*self.sigma), NO_BLUR)
+
+    def kernel_size(self, image_size: int) -> int:
+        """Width of the kernel in pixels, odd and at least 3: 23 at 224 px, 9 at 96 px, 3 at 32 px."""
+        return 2 * max(1, int(self.kernel * image_size) // 2) + 1
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return ops.gaussian_blur(images, self.sample(draws), self.kernel_size(images.shape[-1]))
+
+
+class Solarize(Config):
+    """Invert what is bright."""
+
+    p: Probability = 0.0
+    """Probability, one number or one a view."""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Brightness from which a value is inverted, where white is 1."""
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return ops.solarize(images, self.threshold, draws.mask(self.p))

@@ -1,0 +1,93 @@
+"""Make a backbone: find its factory, fit the stem to the images, measure the width, load weights."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from sslkit import plugins
+from sslkit.backbones import stems
+from sslkit.backbones.files import load_weights
+from sslkit.config import Choice, Config, config_class
+from sslkit.errors import UserError
+
+SMALL = 64
+"""Up to this image size, in pixels, stem=auto means the small stem."""
+
+
+def create_backbone(backbone: str | Choice, image_size: int = 224, **options: Any) -> nn.Module:
+    """A backbone by its name, in training mode: [N, 3, image_size, image_size] float -> [N, width].
+
+    `options` are those of `backbone.<option>=`: stem, pretrained. The module carries `width` (int, measured)
+    and `stem_kind` ("imagenet" or "small", what was decided; many networks have a part called `stem`).
+    Raises UserError for an unknown name or option, for a network that takes no images of that size, and for
+    weights that do not fit.
+    """
+    if isinstance(backbone, str):
+        backbone = Choice(name=backbone)
+    name = backbone.name
+    factory = plugins.find("backbones", name)
+    config = _settings(name, factory, backbone.options.model_dump(exclude_unset=True) | options)
+    net: Any = _call(factory, config, image_size)
+    net.stem_kind = _fit_stem(net, name, getattr(config, "stem", "imagenet"), image_size)
+    net.width = _measure_width(net, name, image_size)
+    if pretrained := getattr(config, "pretrained", None):
+        load_weights(net, pretrained)
+    return net
+
+
+def _settings(name: str, factory: Any, options: dict[str, Any]) -> Config:
+    cls = config_class(factory)
+    try:
+        config = cls.model_validate(options)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+        raise UserError(f"backbone {name}: {wrong}; it takes {', '.join(cls.model_fields) or 'no options'}") from error
+    if mistakes := list(config.check()):
+        raise UserError(f"backbone {name}: {'; '.join(mistakes)}")
+    return config
+
+
+def _call(factory: Callable[..., nn.Module], config: Config, image_size: int) -> nn.Module:
+    if "image_size" in inspect.signature(factory).parameters:
+        return factory(config, image_size=image_size)
+    return factory(config)
+
+
+def _fit_stem(net: nn.Module, name: str, stem: str, image_size: int) -> str:
+    if stem == "imagenet" or (stem == "auto" and image_size > SMALL):
+        return "imagenet"
+    try:
+        # A network that divides by less than 16 was made for small images: auto leaves it as it is.
+        if stem == "auto" and stems.total_stride(net, image_size) < 16:
+            return "imagenet"
+        stems.small_stem(net, image_size)
+    except (UserError, RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"backbone {name} cannot have the small stem ({_first_line(error)}); use backbone.stem=imagenet"
+        ) from error
+    return "small"
+
+
+def _measure_width(net: nn.Module, name: str, image_size: int) -> int:
+    """Run it: what networks say of themselves is not always what comes out."""
+    try:
+        out = stems.dry_run(net, image_size)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"backbone {name} cannot take images of {image_size} px ({_first_line(error)}); "
+            f"use another data.image_size or backbone"
+        ) from error
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        got = f"a tensor of shape {list(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise UserError(
+            f"backbone {name} must turn images [N, 3, H, W] into features [N, width], but gives {got} "
+            f"for N=1; pool and flatten inside it, or choose another"
+        )
+    return out.shape[1]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0]

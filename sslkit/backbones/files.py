@@ -1,0 +1,156 @@
+"""Weights on disk: safetensors with the plain model's own keys, and a header that says what they are."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslkit import plugins
+from sslkit.atomic import replacing
+from sslkit.config import Config, config_class
+from sslkit.errors import UserError
+
+FORMAT = "sslkit"
+CLASSIFIERS = ("classifier", "fc", "head", "heads", "last_linear")
+"""What timm and torchvision call the part that a backbone has not."""
+
+Triple = tuple[float, float, float]
+
+
+class Header(Config):
+    """What a backbone file says of itself; each value is text or JSON in the file's metadata."""
+
+    name: str
+    """Registered name of the backbone."""
+    width: int
+    """Length of a feature vector."""
+    stem: Literal["imagenet", "small"]
+    """The stem it was built with."""
+    image_size: int
+    """Image size it was built for, in pixels."""
+    mean: Triple
+    """What to subtract from each channel of images in 0..1."""
+    std: Triple
+    """What to divide each channel by then."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the run; `backbone` holds the backbone's own options."""
+
+
+def save_backbone(net: nn.Module, path: str | Path, **header: Any) -> None:
+    """Write a backbone, whole or not at all; `net` has `width` and `stem_kind`, as `create_backbone` left it.
+
+    `header` gives the other fields of `Header`: name, image_size, mean, std, config.
+    """
+    about = Header.model_validate({"width": net.width, "stem": net.stem_kind, **header})
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in net.state_dict().items()
+    }
+    words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.model_dump(mode="json").items()}
+    with replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, **words})
+
+
+def load_backbone(path: str | Path) -> nn.Module:
+    """The backbone of a file that `save_backbone` wrote, in eval mode, on the CPU.
+
+    [N, 3, H, W] float, normalised -> [N, width]. It carries `name`, `width`, `stem_kind`, `image_size`,
+    `mean` and `std` (of images in 0..1). The global random state is left alone. Raises
+    UserError for a foreign or damaged file.
+    """
+    from sslkit.backbones.build import create_backbone
+
+    path = Path(path).expanduser()
+    tensors, words = _read(path)
+    about = _parse_header(path, words)
+    with torch.random.fork_rng(devices=[]):
+        net: Any = create_backbone(about.name, about.image_size, **_options(about))
+    _fill(net, tensors, path)
+    net.name, net.image_size, net.mean, net.std = about.name, about.image_size, about.mean, about.std
+    return net.eval()
+
+
+def load_weights(net: nn.Module, path: str | Path) -> None:
+    """Load a safetensors file of sslkit, timm or torchvision into `net`, strictly apart from a classifier.
+
+    Raises UserError naming the tensors that are missing, unknown or of another shape.
+    """
+    path = Path(path).expanduser()
+    own = net.state_dict().keys()
+    tensors = {k: v for k, v in _read(path)[0].items() if k in own or not _is_classifier(net, k)}
+    _fill(net, tensors, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); is it whole?") from error
+
+
+def _parse_header(path: Path, words: dict[str, str]) -> Header:
+    if words.get("format") != FORMAT:
+        raise UserError(
+            f"{path} was not written by sslkit, so it does not say which network it is; "
+            f'build one with create_backbone(name, pretrained="{path}")'
+        )
+    try:
+        text = {"name", "stem"}
+        about = {k: v if k in text else json.loads(v) for k, v in words.items() if k in Header.model_fields}
+        return Header.model_validate(about)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} has a damaged header ({reason}); fetch or write it again") from error
+
+
+def _options(about: Header) -> dict[str, Any]:
+    """The backbone's own options as the run had them, with what the run decided or loaded settled."""
+    chosen = about.config.get("backbone")
+    options = {k: v for k, v in chosen.items() if k != "name"} if isinstance(chosen, dict) else {}
+    settled = {"stem": about.stem, "pretrained": None}
+    fields = config_class(plugins.find("backbones", about.name)).model_fields
+    return options | {k: v for k, v in settled.items() if k in fields}
+
+
+def _fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    if wrong := _differences(net, tensors):
+        raise UserError(f"{path} does not fit this backbone: {'; '.join(wrong)}")
+    net.load_state_dict(tensors, strict=False)
+
+
+def _is_classifier(net: nn.Module, key: str) -> bool:
+    """Whether `key`, unknown to `net`, belongs to what was removed: only an identity is in its place."""
+    module = net
+    for part in key.split(".")[:-1]:
+        if isinstance(module, nn.Identity) or not hasattr(module, part):
+            break
+        module = getattr(module, part)
+    return isinstance(module, nn.Identity) or key.split(".")[0] in CLASSIFIERS
+
+
+def _differences(net: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
+    """What does not fit, in words; empty when everything does."""
+    own = net.state_dict()
+    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in tensors if k not in own]
+    shapes = [
+        f"{k} is {list(tensors[k].shape)} in the file and {list(own[k].shape)} in the network"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
+    ]
+    words = [_some("the file lacks", missing), _some("the network has no", unknown), "; ".join(shapes[:3])]
+    if shapes and not missing and not unknown:
+        stem = getattr(net, "stem_kind", "imagenet")
+        words.append(f"the stem here is {stem}; choose the file's with backbone.stem, or its image size")
+    return [w for w in words if w]
+
+
+def _some(what: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{what} {', '.join(keys[:3])}{more}" if keys else ""

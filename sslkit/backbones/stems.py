@@ -1,0 +1,137 @@
+"""The small stem: one rule, "the first two halvings are dropped", for whatever network comes along.
+
+At 32 px a stem made for ImageNet leaves most networks a single position. Where the halvings are, a traced
+forward pass shows. A strided convolution gets stride 1 and keeps its weights (and its block has a shortcut
+only if it had one), a pooling becomes an identity, and the total stride goes from 32 to 8 (SqueezeNet: 16
+to 4).
+
+Two things change a shape, though never a key: a 7×7 stem convolution becomes 3×3 with fresh weights (SimCLR,
+Chen et al. 2020, B.9), and networks of tokens get patches of a quarter of the size (16 to 4).
+"""
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.errors import UserError
+
+DROP = 4
+"""By how much the small stem divides the total stride: two halvings."""
+
+
+@dataclass
+class Reduction:
+    """One place where resolution falls: parallel branches (a shortcut) reduce in several modules at once."""
+
+    factor: int
+    modules: list[str] = field(default_factory=list)
+
+
+def small_stem(net: nn.Module, image_size: int) -> None:
+    """Drop the first two halvings of `net`, in place; its keys stay. Raises UserError where it cannot."""
+    if is_token_net(net):
+        patch = net.patch_embed.patch_size[0]
+        if patch % DROP:
+            raise UserError(f"its patches of {patch} px cannot be divided by {DROP}")
+        set_tokens(net, image_size, patch // DROP)
+        return
+    before = total_stride(net, image_size)
+    remaining = DROP
+    for reduction in reductions(net, image_size):
+        if remaining == 1 or remaining % reduction.factor:
+            break
+        for name in reduction.modules:
+            _keep_resolution(net, name)
+        remaining //= reduction.factor
+    if remaining > 1:
+        raise UserError("its first two halvings of resolution cannot be found")
+    if total_stride(net, image_size) * DROP != before:
+        raise UserError("its resolution does not follow from its strides")
+
+
+def total_stride(net: nn.Module, image_size: int) -> int:
+    """Pixels of the image a position of the last feature map, in one direction."""
+    if is_token_net(net):
+        return net.patch_embed.patch_size[0]
+    return prod(r.factor for r in reductions(net, image_size))
+
+
+def reductions(net: nn.Module, image_size: int) -> list[Reduction]:
+    """Where resolution falls, in order, seen in one forward pass; global pooling is not counted."""
+    found: dict[int, Reduction] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+            factor = _stride(module)
+            if inputs[0].ndim == 4 and factor > 1:
+                found.setdefault(inputs[0].shape[-1], Reduction(factor)).modules.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in net.named_modules()
+        if hasattr(module, "stride") and not list(module.children())
+    ]
+    try:
+        dry_run(net, max(image_size, 32))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[size] for size in sorted(found, reverse=True)]
+
+
+def dry_run(net: nn.Module, image_size: int) -> Any:
+    """What `net` makes of one black image, in eval mode; touches no weight, statistic or random number."""
+    modes = {module: module.training for module in net.modules()}
+    parameter = next(net.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad():
+            return net.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def is_token_net(net: Any) -> TypeGuard[Any]:
+    """Whether `net` is one of timm's vision transformers and their like: patches of a fixed size first."""
+    return callable(getattr(net, "set_input_size", None)) and hasattr(net, "patch_embed")
+
+
+def set_tokens(net: Any, image_size: int, patch: int | None = None) -> None:
+    """Set the image and patch size (pixels) of a network of tokens that has random weights."""
+    old = net.patch_embed
+    if (image_size, image_size) == tuple(old.img_size) and patch in (None, old.patch_size[0]):
+        return
+    net.set_input_size(img_size=(image_size, image_size), patch_size=patch and (patch, patch))
+    # timm interpolates what it had, but interpolated noise is no initialisation.
+    if patch is not None:
+        net.patch_embed.proj.reset_parameters()
+    if isinstance(getattr(net, "pos_embed", None), nn.Parameter):
+        nn.init.trunc_normal_(net.pos_embed, std=0.02)
+
+
+def _stride(module: Any) -> int:
+    stride = module.stride
+    return stride[0] if isinstance(stride, tuple | list) else int(stride or 1)
+
+
+def _keep_resolution(net: nn.Module, name: str) -> None:
+    module = net.get_submodule(name)
+    if not isinstance(module, nn.Conv2d):
+        net.set_submodule(name, nn.Identity())
+    elif module.in_channels == 3 and module.kernel_size[0] >= 7 > module.stride[0]:
+        net.set_submodule(name, _three_by_three(module))
+    else:
+        module.stride = (1, 1)
+        # An even kernel adds a row and a column; without padding the later stages would lose one each.
+        module.padding = tuple(d * (k // 2) for d, k in zip(module.dilation, module.kernel_size))
+
+
+def _three_by_three(stem: nn.Conv2d) -> nn.Conv2d:
+    conv = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=stem.bias is not None)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv.to(stem.weight.device, stem.weight.dtype)

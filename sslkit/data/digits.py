@@ -1,0 +1,51 @@
+"""The data set that needs no network: 1,797 handwritten digits that ship inside scikit-learn."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sslkit.data.source import ArrayImages, Role, Source
+from sslkit.data.split import stratified_split
+
+SIDE = 32
+TRAIN = 1437
+
+
+class Digits(Source):
+    """1,797 real handwritten digits, 32×32 RGB: 1,437 to train on, 360 to test on; no download.
+
+    From "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI, 1998), the copy of
+    sklearn.datasets.load_digits: 8×8 pixels of 17 grey levels, enlarged four times here.
+    """
+
+    # The images are 8×8 enlarged 4×, so a stem of stride 4 loses nothing and is several times faster.
+    defaults: ClassVar[dict[str, Any]] = {"augment.name": "digits", "backbone.stem": "imagenet"}
+
+    def count(self) -> int:
+        return TRAIN
+
+    def images(self, role: Role) -> ArrayImages:
+        part = "test" if role == "test" else "train"
+        classes = tuple(map(str, range(10)))
+        return ArrayImages(lambda: _read(part), f"digits-{part}-1", classes, f"digits/{part}[{{}}]".format)
+
+    def natural_size(self) -> int:
+        return SIDE
+
+
+def _read(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    train, test = stratified_split(labels, seed=0)
+    rows = test if part == "test" else train
+    return np.stack([_enlarge(image) for image in digits.images[rows]]), labels[rows]
+
+
+def _enlarge(image: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """[8, 8] of 0..16 to uint8 [32, 32, 3]."""
+    grey = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
+    return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB"))

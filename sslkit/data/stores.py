@@ -1,0 +1,217 @@
+"""From the settings of a run to the stores it trains and is measured on, packing what is not packed yet."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sslkit import plugins
+from sslkit.config import Choice
+from sslkit.data.packing import concrete_mode, name_skipped, pack
+from sslkit.data.progress import progress
+from sslkit.data.source import Images, Role, Source, Triple, cache_dir, digest
+from sslkit.data.split import stratified_split
+from sslkit.data.store import Store
+from sslkit.errors import UserError
+
+FORMAT = 1
+"""Raised when the same settings begin to give other bytes, so that old caches are not taken for new."""
+STALE_AFTER = 24 * 3600
+"""Seconds after which another packer's temporary file is taken for the remains of a kill."""
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The images of a run."""
+
+    pretrain: Store
+    """What the method sees; its labels only if it asks for them."""
+    train: Store | None
+    """Labelled images that evaluators learn from; None: there are no labels."""
+    test: Store | None
+    """Labelled images that evaluators are measured on."""
+    image_size: int
+    """Height and width of a view, in pixels."""
+    mean: Triple
+    """Of red, green and blue, 0 to 1."""
+    std: Triple
+    protocol: str
+    """What is measured on what, in words."""
+
+
+def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, say: Callable[[str], None] = print) -> Stores:
+    """The stores that `data=` and `eval_data=` ask for, packed into the cache where they are not yet.
+
+    Raises UserError where the images cannot be had, too many are unreadable, or `eval_data` has no labels.
+    """
+    source = _source(choice)
+    image_size = source.image_size()
+    opener = _Opener(choice.name, source, source.store_size(image_size), say)
+    pretrain = opener.open("pretrain")
+    if pretrain is None:
+        raise UserError(f"{choice.name} has no images to pre-train on")
+    if eval_choice is None:
+        train, test, protocol = _own_evaluation(opener, pretrain, seed)
+    else:
+        train, test, protocol = _other_evaluation(eval_choice, image_size, seed, say)
+    mean, std = choice.options.mean, choice.options.std  # type: ignore[attr-defined]
+    return Stores(pretrain, train, test, image_size, mean, std, protocol)
+
+
+def pack_source(choice: Choice, out: Path, role: Role = "pretrain", say: Callable[[str], None] = print) -> Store:
+    """Pack the images of a role to `out`, a new .beton file that `data=` takes.
+
+    Raises UserError where `out` is taken or has another ending, the source has no such images, or too many of them
+    are unreadable.
+    """
+    if out.suffix != ".beton":
+        raise UserError(f"{out} must end in .beton")
+    if out.exists():
+        raise UserError(f"{out} exists; delete it, or choose another name")
+    source = _source(choice)
+    images = source.images(role)
+    if images is None:
+        raise UserError(f"{choice.name} has no images to {role} on; choose another --role")
+    opener = _Opener(choice.name, source, source.store_size(source.image_size()), say)
+    return opener.pack(images, role, out)
+
+
+Evaluation = tuple[Store | None, Store | None, str]
+ROLES: tuple[Role, ...] = ("train", "test", "pretrain")
+
+
+def _own_evaluation(opener: "_Opener", pretrain: Store, seed: int) -> Evaluation:
+    pair = _pair(opener)
+    if pair:
+        return pair
+    if _has_labels(pretrain):
+        how = f"stratified fifth of {opener.title} held out by seed {seed} (seen unlabelled in pre-training)"
+        return _held_out(pretrain, seed, how)
+    test = opener.open("test", labelled=True)
+    if test and _has_labels(test):
+        return _held_out(test, seed, f"stratified fifth of {opener.title} (test) held out by seed {seed}")
+    return None, None, f"{opener.title} has no labels{_where_labels_stand(opener)}: nothing to measure"
+
+
+def _other_evaluation(choice: Choice, image_size: int, seed: int, say: Callable[[str], None]) -> Evaluation:
+    """The same image size as in pre-training, unless `eval_data` names its own."""
+    source = _source(choice)
+    size = source.config.image_size or image_size
+    opener = _Opener(choice.name, source, source.store_size(size), say)
+    pair = _pair(opener)
+    if pair:
+        return pair
+    for role in ROLES:
+        alone = opener.open(role, labelled=True)
+        if alone and _has_labels(alone):
+            return _held_out(alone, seed, f"stratified fifth of {opener.title} held out by seed {seed}")
+    raise UserError(f"eval_data: {opener.title} has no labels{_where_labels_stand(opener)}; name data that has")
+
+
+def _pair(opener: "_Opener") -> Evaluation | None:
+    train = opener.open("train", labelled=True)
+    test = train and opener.open("test", labelled=True)
+    if not train or not test or train.labels is None or test.labels is None:
+        return None
+    if train.classes != test.classes:
+        raise UserError(f"{opener.title}: its train and test images have different classes; give both the same")
+    train, test = (
+        train.subset(np.flatnonzero(train.labels >= 0)),
+        test.subset(np.flatnonzero(test.labels >= 0)),
+    )
+    return train, test, f"{opener.title}: train {len(train)} -> test {len(test)}"
+
+
+def _where_labels_stand(opener: "_Opener") -> str:
+    return " (one sub-folder a class, and no image beside them)" if opener.name == "folder" else ""
+
+
+def _has_labels(store: Store) -> bool:
+    """Two classes at least: with one there is nothing to tell apart."""
+    return store.labels is not None and len(np.unique(store.labels[store.labels >= 0])) > 1
+
+
+def _held_out(store: Store, seed: int, how: str) -> Evaluation:
+    if store.labels is None:
+        raise ValueError("only labelled images can be held out")
+    train, test = (store.subset(rows) for rows in stratified_split(store.labels, seed))
+    if not len(test):
+        return None, None, f"too few images of each class to hold any out: nothing to measure ({how})"
+    return train, test, f"{how}: train {len(train)} -> test {len(test)}"
+
+
+def _source(choice: Choice) -> Source:
+    source: Source = plugins.find("datasets", choice.name)(choice.options)
+    return source
+
+
+class _Opener:
+    """Opens the roles of one source at one size, each set of images once."""
+
+    def __init__(self, name: str, source: Source, size: int, say: Callable[[str], None]) -> None:
+        self.name, self.source, self.size, self.say = name, source, size, say
+        root = source.config.root
+        self.title = str(root) if root else name
+        self._opened: dict[str, Store] = {}
+
+    def open(self, role: Role, labelled: bool = False) -> Store | None:
+        """None where the source has no such images, or, with `labelled`, no labels for them."""
+        ready = self.source.packed(role, self.size)
+        if ready:
+            return ready
+        images = self.source.images(role)
+        if images is None or (labelled and not images.classes and images.labels is None):
+            return None
+        path, key = self._cached(role, images)
+        if key not in self._opened:
+            self._opened[key] = _open_cached(path, self.say) or self.pack(images, role, path)
+        return self._opened[key]
+
+    def _cached(self, role: Role, images: Images) -> tuple[Path, str]:
+        """(its file, what makes two roles the same images)."""
+        config = self.source.config
+        mode = concrete_mode(config.mode, self.size)
+        quality = config.jpeg_quality if mode == "jpeg" else None
+        key = digest(FORMAT, images.fingerprint(), self.size, mode, quality, config.fit)
+        return cache_dir(config.cache) / f"{self.name}-{role}-{key}.beton", key
+
+    def pack(self, images: Images, role: Role, path: Path) -> Store:
+        """Pack at this size, saying what is done and what was left out."""
+        config = self.source.config
+        mode = concrete_mode(config.mode, self.size)
+        how = "raw" if mode == "raw" else f"JPEG quality {config.jpeg_quality}"
+        self.say(f"packing {self.title} ({role}): {self.size} px, {how}, into {path}")
+        _sweep(path)
+        with progress(f"packing {self.title}") as report:
+            store = pack(
+                images,
+                path,
+                size=self.size,
+                mode=mode,
+                jpeg_quality=config.jpeg_quality,
+                fit=config.fit,
+                max_skipped=config.max_skipped,
+                progress=report,
+            )
+        if store.skipped:
+            self.say(f"skipped {len(store.skipped)} unreadable images:\n{name_skipped(store.skipped)}")
+        return store
+
+
+def _open_cached(path: Path, say: Callable[[str], None]) -> Store | None:
+    if not path.exists():
+        return None
+    try:
+        return Store(path)
+    except UserError as error:
+        say(f"packing again: {error}")
+        return None
+
+
+def _sweep(path: Path) -> None:
+    """A packer that was killed leaves its temporary file behind."""
+    for remains in path.parent.glob(f".{path.name}.*.tmp"):
+        if time.time() - remains.stat().st_mtime > STALE_AFTER:
+            remains.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""Work in threads, results in order, memory bounded.
+
+Threads and not processes: JPEG decoding, resampling and copying release the interpreter lock, so threads
+keep every core busy, and there is nothing to fork beside a live CUDA context, to pickle, or to find room
+for in /dev/shm.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def core_count(workers: int = -1) -> int:
+    """`workers`, or for -1 the cores that this process may use."""
+    if workers > 0:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
+    """`map(function, items)` by `workers` threads, with at most `ahead` results begun and not yet taken."""
+    pending: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="sslkit-data")
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

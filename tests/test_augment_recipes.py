@@ -1,0 +1,351 @@
+"""View recipes as a whole: the contract for every registered one, the settings, kornia's augmentations."""
+
+import io
+import subprocess
+import sys
+import tarfile
+
+import kornia.augmentation
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from sslkit import plugins
+from sslkit.augment import (
+    Blur,
+    BYOLViews,
+    DigitViews,
+    Flip,
+    PlainViews,
+    Recipe,
+    SimCLRViews,
+    SmallViews,
+    Views,
+)
+from sslkit.config import Mistakes, nest, parse_words
+from sslkit.errors import UserError
+
+MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
+NAMES = plugins.names("augmentations")
+
+
+def photos(count: int = 6, size: int = 32, seed: int = 0) -> torch.Tensor:
+    """uint8 [count, 3, size, size], the channels_last view of NHWC memory that loaders give."""
+    coarse = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    images = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    return images.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def build(recipe: type[Recipe], size: int = 32, **settings) -> Recipe:
+    return recipe(recipe.Config.model_validate(settings), size, MEAN, STD)
+
+
+def make(name: str, size: int = 32, **settings) -> Recipe:
+    return build(plugins.find("augmentations", name), size, **settings)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def denormalize(views: torch.Tensor) -> torch.Tensor:
+    return views * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+
+
+def test_the_built_in_recipes_are_registered_with_a_summary():
+    assert {"simclr", "byol", "mocov2", "small", "digits", "none"} <= set(NAMES)
+    assert all(c.summary for c in plugins.components("augmentations"))
+
+
+def test_listing_the_recipes_imports_no_torch():
+    code = (
+        "import sys, sslkit.augment; from sslkit import plugins; plugins.names('augmentations'); "
+        "[c.summary for c in plugins.components('augmentations')]; "
+        "sys.exit(bool({'torch', 'numpy', 'kornia'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("source", "size"), [(32, 32), (48, 32), (24, 32)])
+def test_views_have_the_shape_type_and_memory_of_the_contract(name, source, size):
+    images = photos(5, source)
+    before = images.clone()
+    recipe = make(name, size)
+    (views,) = recipe(images, seeded())
+    assert views.shape == (recipe.n_views * 5, 3, size, size)
+    assert views.dtype == torch.float32
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    assert not views.requires_grad
+    assert torch.equal(images, before)
+    pixels = denormalize(views)
+    assert pixels.min() > -1e-5
+    assert pixels.max() < 1 + 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_generator_decides_everything(name):
+    recipe, images = make(name), photos()
+    (first,), (again,) = recipe(images, seeded(1)), recipe(images, seeded(1))
+    assert torch.equal(first, again)
+    torch.manual_seed(5)
+    (free,) = recipe(images)
+    torch.manual_seed(5)
+    assert torch.equal(free, recipe(images)[0])
+    if name != "none":
+        assert not torch.equal(first, recipe(images, seeded(2))[0])
+        generator = seeded(1)
+        recipe(images, generator)
+        assert not torch.equal(first, recipe(images, generator)[0])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+def test_the_views_of_an_image_differ(name):
+    recipe = make(name)
+    views = recipe(photos(16), seeded())[0].chunk(recipe.n_views)
+    assert ((views[0] - views[1]).abs().amax((1, 2, 3)) > 0.01).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_survives_its_own_yaml(name):
+    config = plugins.find("augmentations", name).Config()
+    assert (
+        type(config).model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_has_a_help_text(name):
+    recipe = plugins.find("augmentations", name)
+    for field, info in recipe.Config.model_fields.items():
+        assert info.description, field
+        for inner, inner_info in getattr(info.annotation, "model_fields", {}).items():
+            assert inner_info.description, f"{field}.{inner}"
+
+
+def test_none_is_the_image_resized_and_normalised():
+    images = photos(4, 48)
+    first, second, third = make("none", 32, views=3)(images, seeded())[0].chunk(3)
+    expected = tv.normalize(tv.resize(images.float() / 255, [32, 32], antialias=True), list(MEAN), list(STD))
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-4)
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def test_views_come_in_blocks_in_the_order_of_the_images():
+    images = torch.arange(8, dtype=torch.uint8).mul(30).view(8, 1, 1, 1).expand(8, 3, 32, 32)
+    views = denormalize(
+        build(Views, crop={"scale": (0.1, 1.0)}, flip={"p": 0.5}, views=3)(images, seeded())[0]
+    )
+    torch.testing.assert_close(
+        views.mean((1, 2, 3)), torch.arange(8).mul(30).div(255).repeat(3), rtol=0, atol=1e-5
+    )
+
+
+def test_flip_mirrors_at_its_rate_in_each_view():
+    images = photos(1).expand(400, -1, -1, -1)
+    views = build(Views, flip={"p": (0.25, 1.0)})(images, seeded())[0]
+    plain = build(PlainViews, views=1)(images[:1], seeded())[0]
+    mirrored = (views - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4
+    assert mirrored.view(2, -1).float().mean(1).tolist() == pytest.approx([0.25, 1.0], abs=0.06)
+
+
+def test_byol_blurs_the_first_view_and_solarizes_only_the_second():
+    # A fine chessboard of black and light grey: blur mixes the two, solarize brings the light down to 0.2.
+    board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 204).to(torch.uint8)
+    recipe = make(
+        "byol",
+        crop={"scale": (1, 1), "ratio": (1, 1)},
+        jitter={"p": 0},
+        flip={"p": 0},
+        blur={"sigma": (2, 2)},
+    )
+    views = denormalize(recipe(board.expand(500, 3, 32, 32), seeded())[0]).reshape(2, 500, -1)
+    top = views.amax(2)
+    blurred, solarized = top < 0.79, top < 0.21
+    assert blurred[0].all()
+    assert not solarized[0].any()
+    assert (blurred & ~solarized)[1].float().mean().item() == pytest.approx(0.1, abs=0.04)
+    assert solarized[1].float().mean().item() == pytest.approx(0.2 * 0.9, abs=0.05)
+
+
+def test_autocast_does_not_reach_the_views():
+    recipe, images = make("simclr"), photos()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (inside,) = recipe(images, seeded())
+    assert torch.equal(inside, recipe(images, seeded())[0])
+
+
+def test_the_papers_settings():
+    simclr, byol, small = SimCLRViews.Config(), BYOLViews.Config(), SmallViews.Config()
+    jitter = simclr.jitter
+    assert (jitter.p, jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (
+        0.8,
+        0.8,
+        0.8,
+        0.8,
+        0.2,
+    )
+    assert (simclr.grayscale.p, simclr.blur.p, simclr.blur.sigma, simclr.crop.scale) == (
+        0.2,
+        0.5,
+        (0.1, 2),
+        (0.08, 1),
+    )
+    jitter = byol.jitter
+    assert (jitter.p, jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (
+        0.8,
+        0.4,
+        0.4,
+        0.2,
+        0.1,
+    )
+    assert (byol.grayscale.p, byol.blur.p, byol.solarize.p) == (0.2, (1.0, 0.1), (0.0, 0.2))
+    assert (small.blur.p, small.jitter.strength) == (0.0, 0.5)
+    assert (DigitViews.Config().flip.p, DigitViews.Config().jitter.hue) == (0.0, 0.0)
+
+
+def from_words(*words: str, recipe: type[Views] = SimCLRViews) -> Views.Config:
+    """The settings that `sslkit run augment.<key>=<value> ...` gives a recipe."""
+    mistakes = Mistakes()
+    given = {k.removeprefix("augment."): v for k, v in parse_words(words, mistakes).items()}
+    mistakes.stop()
+    return recipe.Config.model_validate(nest(given))
+
+
+def test_one_setting_of_a_step_leaves_the_recipes_others():
+    config = from_words("augment.jitter.p=0.5", "augment.blur.p=0")
+    assert config.jitter == SimCLRViews.Config().jitter.model_copy(update={"p": 0.5})
+    assert config.blur == Blur(p=0, sigma=(0.1, 2.0))
+    assert config.crop == SimCLRViews.Config().crop
+
+
+def test_a_mapping_and_a_whole_step_are_taken_too():
+    assert from_words("augment.jitter={p: 0.5}") == from_words("augment.jitter.p=0.5")
+    assert SimCLRViews.Config(flip=Flip()).flip.p == 0
+
+
+def test_a_third_party_recipe_is_a_few_lines():
+    class Mine(Views):
+        """Only flips."""
+
+        class Config(Views.Config):
+            flip: Flip = Flip(p=1.0)
+
+    assert Mine.Config.model_validate({"flip": {}}).flip.p == 1
+    assert Mine.Config.model_fields["flip"].description == Views.Config.model_fields["flip"].description
+    images = photos(2)
+    plain = build(PlainViews)(images)[0]
+    torch.testing.assert_close(build(Mine)(images)[0], plain.flip(3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("augment.blur.p=[1, 0.5, 0]", r"blur\.p has 3 numbers for 2 views"),
+        ("augment.views=3", r"blur\.p has 2 numbers for 3 views"),
+        ("augment.jitter.p=2", "between 0 and 1"),
+        ("augment.jitter.q=1", "Extra inputs"),
+        ("augment.jitters.p=1", "Extra inputs"),
+        ("augment.jitter=3", "valid dictionary"),
+        ("augment.extra=RandomErasing", "must be a list"),
+        ("augment.extra=[RandomErasin]", "did you mean 'RandomErasing'"),
+        ("augment.extra=[{RandomErasing: {q: 1}}]", "RandomErasing does not take .*'q'"),
+        ("augment.extra=[{RandomErasing: {scale: wide}}]", "RandomErasing does not take"),
+        ("augment.extra=[{RandomErasing: 1}]", "must be a mapping"),
+        ("augment.extra=[{RandomErasing: {}, RandomInvert: {}}]", "one name with its options"),
+        ("augment.extra=[3]", "one name with its options"),
+        ("augment.extra=[AugmentationSequential]", "no image augmentation"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(word, message):
+    with pytest.raises(ValueError, match=message):
+        from_words(word, recipe=BYOLViews)
+
+
+def test_extra_takes_kornias_augmentations_from_the_command_line():
+    word = "augment.extra=[RandomInvert, {RandomErasing: {p: 1.0, scale: [0.25, 0.25], ratio: [1, 1]}}]"
+    config = from_words(word, recipe=PlainViews)
+    assert (
+        from_words(f"augment.extra={yaml.safe_dump(config.model_dump(mode='json')['extra'])}").extra
+        == config.extra
+    )
+    recipe = PlainViews(config, 32, MEAN, STD)
+    assert [type(step).__name__ for step in recipe.extra] == ["RandomInvert", "RandomErasing"]
+    assert recipe.extra[1].p == 1.0
+    views = denormalize(recipe(torch.full((40, 3, 32, 32), 51, dtype=torch.uint8), seeded())[0])
+    erased = (views.abs() < 1e-5).float().mean((1, 2, 3))
+    assert erased.tolist() == pytest.approx([0.25] * 80, abs=0.05)
+    inverted = (views.amax((1, 2, 3)) - 0.8).abs() < 1e-5
+    assert inverted.float().mean().item() == pytest.approx(0.5, abs=0.2)
+
+
+def test_extra_is_what_kornia_does_to_the_stacked_views():
+    images = photos()
+    (ours,) = build(
+        PlainViews, extra=[{"RandomSolarize": {"p": 1.0, "thresholds": [0.3, 0.3], "additions": 0}}]
+    )(images)
+    plain = denormalize(build(PlainViews)(images)[0])
+    solarize = kornia.augmentation.RandomSolarize((0.3, 0.3), 0, p=1.0)
+    torch.testing.assert_close(denormalize(ours), solarize(plain), rtol=0, atol=1e-5)
+
+
+def test_extra_follows_the_generator_and_leaves_the_global_one():
+    recipe = build(PlainViews, extra=["RandomGaussianNoise", {"RandomRotation": {"degrees": 30.0, "p": 1.0}}])
+    images, generator = photos(), seeded(3)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    (first,) = recipe(images, generator)
+    (second,) = recipe(images, generator)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first, second)
+    torch.rand(3)
+    assert torch.equal(recipe(images, seeded(3))[0], first)
+
+
+def test_building_a_recipe_leaves_the_global_generator():
+    state = torch.get_rng_state()
+    build(PlainViews, extra=["RandomPerspective"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"Resize": {"size": [16, 16]}}, "Resize makes .*16, 16.* of 32 px"),
+        (
+            {"RandomGaussianBlur": {"kernel_size": [99, 99], "sigma": [1, 2]}},
+            "RandomGaussianBlur fails on 32 px",
+        ),
+    ],
+)
+def test_extra_that_cannot_run_on_the_views_is_a_users_mistake(extra, message):
+    with pytest.raises(UserError, match=message):
+        build(PlainViews, extra=[extra])
+
+
+def test_extra_has_no_weights_in_the_state():
+    assert build(PlainViews, extra=["RandomPerspective"]).state_dict() == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_photographs_keep_their_content(shared, name):
+    """Averaged over many views a photograph is still like itself, and unlike the other photographs."""
+    images = real_photographs(shared / "cifar10-2k.tar", 8)
+    recipe = make(name, jitter={"p": 0}, views=2, crop={"scale": (0.5, 1.0)}, flip={"p": 0})
+    many = denormalize(torch.stack([recipe(images, seeded(s))[0] for s in range(8)]))
+    average = many.view(16, 8, 3, 32, 32).mean(0).flatten(1)
+    likeness = torch.corrcoef(torch.cat([average, (images.float() / 255).flatten(1)]))[:8, 8:]
+    assert torch.equal(likeness.argmax(1), torch.arange(8))
+
+
+def real_photographs(archive, count: int) -> torch.Tensor:
+    with tarfile.open(archive) as files:
+        members = [m for m in files.getmembers() if m.isfile() and "/train/" in m.name][:: 1600 // count][
+            :count
+        ]
+        pictures = [Image.open(io.BytesIO(files.extractfile(m).read())).convert("RGB") for m in members]
+    return torch.stack([torch.from_numpy(np.array(p)) for p in pictures]).permute(0, 3, 1, 2)

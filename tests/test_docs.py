@@ -1,0 +1,89 @@
+"""Every command and every Python example in the README and the docs runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = ["epochs=1", "batch_size=16", "evaluators.linear.epochs=2"]
+"""Settings that make a command of the docs short; they replace the ones it names."""
+
+
+def commands(page):
+    """The `$ sslkit ...` lines of a page; plugin commands are run by test_plugins.py."""
+    lines = re.findall(r"^\$ (sslkit .*)$", page.read_text(), re.M)
+    return [line.partition("   #")[0] for line in lines]
+
+
+def shortened(line):
+    words = shlex.split(line)[1:]
+    if words[0] != "run":
+        return words
+    keys = {word.partition("=")[0] for word in SHORT}
+    return [w for w in words if w.partition("=")[0] not in keys] + SHORT
+
+
+def photos(folder, n=40):
+    """Two classes of small pictures, neither square nor all of one size."""
+    for i in range(n):
+        path = folder / ("dark", "bright")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").resize((48 + i % 3, 40)).point(lambda v, b=i % 2: v // 2 + 128 * b).save(
+            path
+        )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that holds what the docs speak of."""
+    folder = tmp_path_factory.mktemp("docs")
+    photos(folder / "photos")
+    photos(folder / "other_photos")
+    return folder
+
+
+CASES = [(page.name, line) for page in PAGES if page.name != "write-a-plugin.md" for line in commands(page)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("page", "line"), CASES, ids=lambda value: str(value)[:60])
+def test_command_runs(sslkit, place, page, line):
+    words = shortened(line)
+    if "RUN" in words:
+        words[words.index("RUN")] = "runs/for-docs"
+        made = sslkit("run", "data=photos/", "out=runs/for-docs", *SHORT, cwd=place)
+        assert made.returncode == 0 or "already holds" in made.stderr, made.stderr
+    done = sslkit(*words, cwd=place)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_fine_tuning_page_works_as_written(sslkit, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs/fine-tune.md").read_text()
+    [command] = re.findall(r"^\$ (sslkit .*)$", page, re.M)
+    assert sslkit(*shortened(command)).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    tune, plain = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(compile(tune, "fine-tune.md", "exec"), {})
+    accuracy = float(re.search(r"not trained on: ([\d.]+)%", capsys.readouterr().out)[1])
+    assert accuracy > 70
+    exec(compile(plain, "fine-tune.md", "exec"), {})
+    assert len(tune.strip().splitlines()) < 30
+
+
+def test_the_readme_s_plain_torchvision_example_works(sslkit, tmp_path, monkeypatch):
+    page = (ROOT / "README.md").read_text()
+    assert sslkit("run", *SHORT, "batch_size=256").returncode == 2, "a word given twice is a mistake"
+    assert sslkit("run", *SHORT).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    [example] = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,0 +1,149 @@
+"""A run that was stopped goes on as if it had not been: equal weights, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = [
+    "method=byol", "method.hidden=64", "method.dim=16", "backbone=shufflenetv2", "data=shapes", "data.n_train=192",
+    "data.n_test=64", "data.image_size=32", "backbone.stem=imagenet", "batch_size=32", "epochs=6", "device=cpu",
+    "checkpoint_every=2", "eval_every=3", "evaluators=[knn]", "log_every=2", "optimizer=lars",
+]  # fmt: skip
+
+
+def start(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sslkit", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(folder, *words):
+    process = start(folder, *words)
+    output = process.communicate(timeout=240)[0]
+    return process.returncode, output
+
+
+def weights(run):
+    """Every tensor of the last checkpoint and of the backbone file, as bytes."""
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    files = [last / "model.safetensors", last / "optimizer.safetensors", run / "backbone.safetensors"]
+    return {(f.name, k): v.tobytes() for f in files for k, v in load_file(f).items()}
+
+
+def records(run, name):
+    """The lines of a log, without what depends on the clock."""
+    timed = {"images_per_second", "data_wait", "memory_gib", "seconds"}
+    lines = (run / name).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    status, output = finish(folder, "run", *WORDS, "out=run")
+    assert status == 0, output
+    return folder / "run", time.monotonic() - began
+
+
+def same(run, whole):
+    assert weights(run) == weights(whole)
+    assert records(run, "metrics.jsonl") == records(whole, "metrics.jsonl")
+    assert records(run, "evaluations.jsonl") == records(whole, "evaluations.jsonl")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_kill_at_random_moments_then_resume_gives_equal_weights(whole, tmp_path, kills):
+    undisturbed, seconds = whole
+    chance = random.Random(kills)
+    for attempt in range(kills):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = start(folder, "run", *WORDS, "out=run")
+        wait_for((folder / "run/config.yaml").exists, process)
+        time.sleep(chance.uniform(0, seconds / 2))
+        process.kill()
+        process.communicate()
+        status, output = finish(folder, "resume", "run")
+        assert status == 0, output
+        same(folder / "run", undisturbed)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_where_and_exits(whole, tmp_path, signum, status):
+    process = start(tmp_path, "run", *WORDS, "out=run")
+    metrics = tmp_path / "run/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 4, process)
+    process.send_signal(signum)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == status, output
+    assert "sslkit resume run" in output
+    assert "Traceback" not in output
+    saved = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
+    assert saved[-1] in output
+    status, output = finish(tmp_path, "resume", "run")
+    assert status == 0, output
+    same(tmp_path / "run", whole[0])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no state"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, damage):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path / "run")
+    newest = sorted((tmp_path / "run/checkpoints").iterdir())[-1]
+    model = newest / "model.safetensors"
+    if damage == "truncate":
+        model.write_bytes(model.read_bytes()[:-100])
+    elif damage == "flip":
+        data = bytearray(model.read_bytes())
+        data[len(data) // 2] ^= 1
+        model.write_bytes(bytes(data))
+    else:
+        (newest / "state.json").unlink()
+    status, output = finish(tmp_path, "resume", "run")
+    assert status == 0, output
+    assert f"{newest.relative_to(tmp_path)} is damaged" in output
+    same(tmp_path / "run", whole[0])
+
+
+def test_resume_of_a_finished_run_changes_nothing(whole):
+    before = weights(whole[0])
+    status, output = finish(whole[0].parent, "resume", "run")
+    assert status == 0, output
+    same_after = weights(whole[0])
+    assert same_after == before
+
+
+def test_resume_of_no_run_is_a_clear_mistake(tmp_path):
+    status, output = finish(tmp_path, "resume", "nothing")
+    assert status == 2
+    assert "holds no run" in output
+
+
+def test_checkpoints_are_those_asked_for(whole):
+    names = sorted(p.name for p in (whole[0] / "checkpoints").iterdir())
+    assert names == ["epoch-0002", "epoch-0004", "epoch-0006"]
