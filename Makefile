@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# One thread a worker: the tests' images are small, and threads that share a core wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 .PHONY: setup demo test test-all lint
 
 setup: $(VENV)/.done
@@ -15,10 +18,10 @@ demo: setup
 	$(BIN)/sslkit run method=byol backbone=shufflenetv2
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -38,9 +38,7 @@ HIDDEN, DIM = 1024, 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cifar", type=Path)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--seed", type=int, default=0)
@@ -74,7 +72,7 @@ def write_folder(cifar: Path, folder: Path) -> None:
 
 def compete(folder: Path, seconds: float, seed: int) -> dict:
     """Speed in turns, then accuracy in the same time."""
-    from sslkit.run import environment
+    from sslkit.runs import environment
 
     speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     for _ in range(ROUNDS):
@@ -82,10 +80,7 @@ def compete(folder: Path, seconds: float, seed: int) -> dict:
             speeds[name].append(_turn(name, folder, 3, seed)["images_per_second"])
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     pairs = [a / b for a, b in zip(speeds["sslkit"], speeds["lightly"])]
-    results = {
-        name: _turn(name, folder, max(2, round(medians[name] * seconds / IMAGES)), seed)
-        for name in CONTESTANTS
-    }
+    results = {name: _turn(name, folder, max(2, round(medians[name] * seconds / IMAGES)), seed) for name in CONTESTANTS}
     return {
         "what": "SimCLR, ShuffleNetV2 1.0x (original stem), CIFAR-10, 32 px, fp32",
         "protocol": f"{IMAGES} training images, batch {BATCH}, SGD lr {LR}, {ROUNDS} rounds in turns, median; "

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sslkit.backbones import load_backbone as load
     from sslkit.config import Config
     from sslkit.errors import UserError
-    from sslkit.run import Run
+    from sslkit.runs import Run
 
 __all__ = ["Config", "Run", "UserError", "__version__", "create_backbone", "hookimpl", "load", "run"]
 
@@ -24,7 +24,7 @@ _lazy = lazy_names(
     __name__,
     {
         "Config": "sslkit.config",
-        "Run": "sslkit.run",
+        "Run": "sslkit.runs",
         "UserError": "sslkit.errors",
         "create_backbone": "sslkit.backbones",
         "load_backbone": "sslkit.backbones",

@@ -13,7 +13,7 @@ from sslkit import __version__, plugins
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
-    from sslkit.run import Run
+    from sslkit.runs import Run
 
 WORDS = click.argument("words", nargs=-1, metavar="[key=value]...")
 

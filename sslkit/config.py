@@ -355,9 +355,7 @@ def _claimant(text: str) -> str:
                 return name
         except UserError:
             continue
-    raise UserError(
-        f"{text!r} is neither a folder, a .beton file nor a data set that an installed plugin reads"
-    )
+    raise UserError(f"{text!r} is neither a folder, a .beton file nor a data set that an installed plugin reads")
 
 
 def config_class(component: Any) -> type[Config]:
@@ -384,9 +382,7 @@ def _evaluators(values: dict[str, Any], mistakes: Mistakes) -> tuple[Choice, ...
     chosen = []
     for name in dict.fromkeys(k.partition(".")[0] for k in keys):
         section = f"evaluators.{name}"
-        options = {
-            k.removeprefix(f"{name}."): values[f"evaluators.{k}"] for k in keys if k.startswith(f"{name}.")
-        }
+        options = {k.removeprefix(f"{name}."): values[f"evaluators.{k}"] for k in keys if k.startswith(f"{name}.")}
         try:
             component = plugins.find("evaluators", name)
         except UserError as error:
@@ -463,9 +459,7 @@ def _look_at_machine(config: RunConfig, mistakes: Mistakes) -> None:
     for message in config.optimizer.check():
         mistakes.add("optimizer.name", message)
     if config.out and config.out.exists() and any(config.out.iterdir() if config.out.is_dir() else [1]):
-        mistakes.add(
-            "out", f"{config.out} already holds something; choose another, or `sslkit resume {config.out}`"
-        )
+        mistakes.add("out", f"{config.out} already holds something; choose another, or `sslkit resume {config.out}`")
     if message := _device_missing(config.device):
         mistakes.add("device", message)
     if not mistakes.lines:
@@ -479,9 +473,7 @@ def _compare_with_data(config: RunConfig, mistakes: Mistakes) -> None:
         mistakes.add("data", str(error))
         return
     if count is not None and config.batch_size > count:
-        mistakes.add(
-            "batch_size", f"{config.batch_size} is more than the {count} images of the data; lower it"
-        )
+        mistakes.add("batch_size", f"{config.batch_size} is more than the {count} images of the data; lower it")
 
 
 def _device_missing(device: str) -> str | None:

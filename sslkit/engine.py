@@ -27,7 +27,7 @@ from sslkit.meter import Meter
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.optim import make_optimizer, make_schedule, optimizer_tensors, restore_optimizer, scaled_lr
 from sslkit.progress import Display
-from sslkit.run import Checkpoint, Run, settings_layer
+from sslkit.runs import Checkpoint, Run, settings_layer
 from sslkit.stopping import Stopper
 
 
@@ -119,9 +119,7 @@ def build(config: RunConfig, say: Callable[[str], None]) -> Parts:
     optimizer = make_optimizer(method, config.optimizer, lr)
     schedule = make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
-    return Parts(
-        config, stores, loader, views, method, optimizer, schedule, scaler, device, autocast, steps_per_epoch
-    )
+    return Parts(config, stores, loader, views, method, optimizer, schedule, scaler, device, autocast, steps_per_epoch)
 
 
 def pick_device(name: str) -> torch.device:
@@ -197,9 +195,11 @@ def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
         try:
             _evaluate_if_due(run, parts, first, step, display, stopper)
             for epoch in range(first, parts.config.epochs):
-                for step in _epoch(run, parts, epoch, step, meter, display, stopper):
+                for done in _epoch(run, parts, epoch, step, meter, display):
+                    step = done
                     if stopper.asked:
-                        meter.stop_if_not_finite(run)
+                        if meter.pending:
+                            _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
                         stopper.stop()
                 if _checkpoint_due(parts.config, epoch + 1, time.monotonic() - saved):
                     _save(run, parts, step)
@@ -211,9 +211,7 @@ def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
     display.say(f"backbone: {run.backbone_file}")
 
 
-def _epoch(
-    run: Run, parts: Parts, epoch: int, step: int, meter: Meter, display: Display, stopper: Stopper
-) -> Iterator[int]:
+def _epoch(run: Run, parts: Parts, epoch: int, step: int, meter: Meter, display: Display) -> Iterator[int]:
     """The steps of one epoch from `step` on; yields the number of steps done after each."""
     end = (epoch + 1) * parts.steps_per_epoch
     accumulate = parts.config.accumulate
@@ -222,7 +220,7 @@ def _epoch(
     while step < end:
         with meter.waiting():
             raws = list(islice(batches, accumulate))
-        lr = parts.schedule.set(step)
+        parts.schedule.set(step)
         try:
             scalars = train_step(parts, raws, step)
         except RuntimeError as error:
@@ -232,7 +230,7 @@ def _epoch(
         step += 1
         meter.add(step, scalars, images=accumulate * parts.config.batch_size)
         if step % parts.config.log_every == 0 or step == end:
-            _log(run, parts, meter.read(run, lr=lr, epoch=step / parts.steps_per_epoch), display)
+            _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
         yield step
 
 
@@ -268,6 +266,11 @@ def _seed_step(parts: Parts, step: int) -> torch.Generator:
 
 def _autocast(parts: Parts) -> Any:
     return torch.autocast(parts.device.type, parts.autocast) if parts.autocast else nullcontext()
+
+
+def _lr(parts: Parts) -> float:
+    """The rate of the last step."""
+    return parts.optimizer.param_groups[0]["lr"]
 
 
 def _log(run: Run, parts: Parts, metrics: dict[str, Any], display: Display) -> None:
@@ -333,9 +336,7 @@ def _restore(parts: Parts, checkpoint: Checkpoint) -> None:
     parts.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
-def _evaluate_if_due(
-    run: Run, parts: Parts, epoch: int, step: int, display: Display, stopper: Stopper
-) -> None:
+def _evaluate_if_due(run: Run, parts: Parts, epoch: int, step: int, display: Display, stopper: Stopper) -> None:
     """Evaluate after `epoch` epochs if that is asked for and the results are not there yet."""
     every, last = parts.config.eval_every, parts.config.epochs
     if step % parts.steps_per_epoch or not (epoch in (0, last) or (every and epoch % every == 0)):
@@ -345,9 +346,7 @@ def _evaluate_if_due(
     if not todo or parts.stores.train is None:
         return
     with stopper.at_once():
-        for record in evaluation.evaluate(
-            parts.method.backbone, todo, parts.stores, parts.device, parts.config.seed
-        ):
+        for record in evaluation.evaluate(parts.method.backbone, todo, parts.stores, parts.device, parts.config.seed):
             record = {"epoch": epoch, "step": step, "during_run": True} | record
             run.log_evaluation(record)
             display.evaluation(record)

@@ -67,7 +67,7 @@ def evaluate_saved(path: Path, words: Iterable[str], display: "Display") -> list
     from sslkit.backbones import create_backbone, load_backbone
     from sslkit.data import open_stores
     from sslkit.engine import pick_device
-    from sslkit.run import Run
+    from sslkit.runs import Run
 
     run = Run.open(path) if path.is_dir() else None
     file = run.backbone_file if run else path
@@ -81,8 +81,11 @@ def evaluate_saved(path: Path, words: Iterable[str], display: "Display") -> list
     else:
         backbone = create_backbone(config.backbone, image_size=stores.image_size)
     device = pick_device(config.device)
+    backbone.to(device)
+    if config.channels_last:
+        backbone.to(memory_format=torch.channels_last)
     records = []
-    for record in evaluate(backbone.to(device), config.evaluators, stores, device, config.seed):
+    for record in evaluate(backbone, config.evaluators, stores, device, config.seed):
         if run:
             record = {"epoch": config.epochs, "step": _last_step(run), "during_run": False} | record
             run.log_evaluation(record)
@@ -104,9 +107,7 @@ def _settings(file: Path, run: Any, words: Iterable[str]) -> Resolved:
         given = layers[-1].values
         for key in ("backbone.name", "data.name"):
             if key not in given:
-                mistakes.add(
-                    key.removesuffix(".name"), f"{file} does not say; add {key.removesuffix('.name')}=NAME"
-                )
+                mistakes.add(key.removesuffix(".name"), f"{file} does not say; add {key.removesuffix('.name')}=NAME")
         layers.append(Layer(str(file), {"backbone.pretrained": str(file)}))
     return resolve_layers(layers, mistakes, new=False)
 

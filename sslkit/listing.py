@@ -13,7 +13,7 @@ from sslkit.errors import UserError
 
 if TYPE_CHECKING:
     from sslkit.config import Config, Resolved
-    from sslkit.run import Run
+    from sslkit.runs import Run
 
 
 def print_components(kinds: list[str], as_json: bool) -> None:
@@ -52,9 +52,7 @@ def print_origins(resolved: "Resolved") -> None:
     table = _table("setting", "value", "from")
     for key, value in resolved.values.items():
         origin = resolved.origins.get(key, "default")
-        table.add_row(
-            Text(key), Text(json.dumps(value)), Text(origin, style="dim" if origin == "default" else "bold")
-        )
+        table.add_row(Text(key), Text(json.dumps(value)), Text(origin, style="dim" if origin == "default" else "bold"))
     _console().print(table)
 
 
@@ -76,9 +74,7 @@ def print_outcome(run: "Run") -> None:
         mine = [r for r in records if r["evaluator"] == name and "top1" in r]
         if mine and mine[0]["epoch"] == 0 and len(mine) > 1:
             first, last = mine[0]["top1"], mine[-1]["top1"]
-            table.add_row(
-                f"{name} top-1", f"{first:.1%}", f"{last:.1%}", f"{100 * (last - first):+.1f} points"
-            )
+            table.add_row(f"{name} top-1", f"{first:.1%}", f"{last:.1%}", f"{100 * (last - first):+.1f} points")
     if table.row_count:
         console.print(table)
     console.print(Text(f"run:      {run.path}\nbackbone: {run.backbone_file}"))
@@ -116,16 +112,12 @@ def _rows(prefix: str, config: "type[Config]", defaults: Any = None) -> list[tup
 
     rows = []
     for name, field in config.model_fields.items():
-        default = (
-            getattr(defaults, name) if defaults is not None else field.get_default(call_default_factory=True)
-        )
+        default = getattr(defaults, name) if defaults is not None else field.get_default(call_default_factory=True)
         if isinstance(default, Config) and not isinstance(default, Choice):
             rows += _rows(f"{prefix}{name}.", type(default), default)
         else:
             required = field.is_required() and defaults is None
-            rows.append(
-                (prefix + name, _type(field), "" if required else _value(default), field.description or "")
-            )
+            rows.append((prefix + name, _type(field), "" if required else _value(default), field.description or ""))
     return rows
 
 

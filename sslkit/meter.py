@@ -15,7 +15,7 @@ from sslkit.errors import UserError
 from sslkit.health import effective_rank, feature_std
 
 if TYPE_CHECKING:
-    from sslkit.run import Run
+    from sslkit.runs import Run
 
 
 class Meter:
@@ -66,6 +66,11 @@ class Meter:
         self._count += 1
         self._images += images
         self._step = step
+
+    @property
+    def pending(self) -> bool:
+        """Whether steps have been added since the last reading."""
+        return self._count > 0
 
     def read(self, run: "Run", lr: float, epoch: float) -> dict[str, Any]:
         """Means since the last reading, and a fresh interval. Raises UserError where a loss was not finite."""

@@ -212,12 +212,7 @@ def _hook_failed(loaded: Host, plugin: str, hook: str, error: Exception) -> str:
 
 
 def _clashes(loaded: Host) -> list[str]:
-    return [
-        _clash(claims)
-        for catalog in loaded.catalogs.values()
-        for claims in catalog.values()
-        if len(claims) > 1
-    ]
+    return [_clash(claims) for catalog in loaded.catalogs.values() for claims in catalog.values() if len(claims) > 1]
 
 
 def _clash(claims: list[Component]) -> str:

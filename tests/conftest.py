@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -18,21 +19,34 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def sslkit(tmp_path):
-    """Run `sslkit words...` as a user would, in an empty folder; returns the finished process."""
+def sslkit(tmp_path, monkeypatch):
+    """Run `sslkit words...` in an empty folder: in this process, or in one of its own where `env` is given."""
 
-    def call(*words, env=None, cwd=None, timeout=240):
-        return subprocess.run(
-            [sys.executable, "-m", "sslkit", *words],
-            cwd=cwd or tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+    def call(*words, env=None, cwd=None):
+        monkeypatch.chdir(cwd or tmp_path)
+        if env is not None:
+            return run_alone(*words, env=env, cwd=cwd or tmp_path)
+        from sslkit.cli import cli
+
+        result = CliRunner().invoke(cli, words, prog_name="sslkit")
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
 
     return call
+
+
+def run_alone(*words, env, cwd, timeout=240):
+    """`sslkit words...` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "sslkit", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="session")

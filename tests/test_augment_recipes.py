@@ -112,9 +112,7 @@ def test_the_views_of_an_image_differ(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_survives_its_own_yaml(name):
     config = plugins.find("augmentations", name).Config()
-    assert (
-        type(config).model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
-    )
+    assert type(config).model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,12 +135,8 @@ def test_none_is_the_image_resized_and_normalised():
 
 def test_views_come_in_blocks_in_the_order_of_the_images():
     images = torch.arange(8, dtype=torch.uint8).mul(30).view(8, 1, 1, 1).expand(8, 3, 32, 32)
-    views = denormalize(
-        build(Views, crop={"scale": (0.1, 1.0)}, flip={"p": 0.5}, views=3)(images, seeded())[0]
-    )
-    torch.testing.assert_close(
-        views.mean((1, 2, 3)), torch.arange(8).mul(30).div(255).repeat(3), rtol=0, atol=1e-5
-    )
+    views = denormalize(build(Views, crop={"scale": (0.1, 1.0)}, flip={"p": 0.5}, views=3)(images, seeded())[0])
+    torch.testing.assert_close(views.mean((1, 2, 3)), torch.arange(8).mul(30).div(255).repeat(3), rtol=0, atol=1e-5)
 
 
 def test_flip_mirrors_at_its_rate_in_each_view():
@@ -269,10 +263,7 @@ def test_wrong_settings_say_what_is_wrong(word, message):
 def test_extra_takes_kornias_augmentations_from_the_command_line():
     word = "augment.extra=[RandomInvert, {RandomErasing: {p: 1.0, scale: [0.25, 0.25], ratio: [1, 1]}}]"
     config = from_words(word, recipe=PlainViews)
-    assert (
-        from_words(f"augment.extra={yaml.safe_dump(config.model_dump(mode='json')['extra'])}").extra
-        == config.extra
-    )
+    assert from_words(f"augment.extra={yaml.safe_dump(config.model_dump(mode='json')['extra'])}").extra == config.extra
     recipe = PlainViews(config, 32, MEAN, STD)
     assert [type(step).__name__ for step in recipe.extra] == ["RandomInvert", "RandomErasing"]
     assert recipe.extra[1].p == 1.0
@@ -285,9 +276,9 @@ def test_extra_takes_kornias_augmentations_from_the_command_line():
 
 def test_extra_is_what_kornia_does_to_the_stacked_views():
     images = photos()
-    (ours,) = build(
-        PlainViews, extra=[{"RandomSolarize": {"p": 1.0, "thresholds": [0.3, 0.3], "additions": 0}}]
-    )(images)
+    (ours,) = build(PlainViews, extra=[{"RandomSolarize": {"p": 1.0, "thresholds": [0.3, 0.3], "additions": 0}}])(
+        images
+    )
     plain = denormalize(build(PlainViews)(images)[0])
     solarize = kornia.augmentation.RandomSolarize((0.3, 0.3), 0, p=1.0)
     torch.testing.assert_close(denormalize(ours), solarize(plain), rtol=0, atol=1e-5)
@@ -344,8 +335,6 @@ def test_real_photographs_keep_their_content(shared, name):
 
 def real_photographs(archive, count: int) -> torch.Tensor:
     with tarfile.open(archive) as files:
-        members = [m for m in files.getmembers() if m.isfile() and "/train/" in m.name][:: 1600 // count][
-            :count
-        ]
+        members = [m for m in files.getmembers() if m.isfile() and "/train/" in m.name][:: 1600 // count][:count]
         pictures = [Image.open(io.BytesIO(files.extractfile(m).read())).convert("RGB") for m in members]
     return torch.stack([torch.from_numpy(np.array(p)) for p in pictures]).permute(0, 3, 1, 2)

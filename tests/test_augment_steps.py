@@ -75,9 +75,7 @@ def test_jitter_factors_are_distributed_as_torchvisions():
     factors, _ = jitter.sample(draws())
     torch.manual_seed(0)
     tv = ColorJitter(0.8, 1.5, 0.3, 0.2)
-    theirs = [
-        ColorJitter.get_params(tv.brightness, tv.contrast, tv.saturation, tv.hue)[1:] for _ in range(MANY)
-    ]
+    theirs = [ColorJitter.get_params(tv.brightness, tv.contrast, tv.saturation, tv.hue)[1:] for _ in range(MANY)]
     for ours, reference in zip(factors.unbind(1), torch.tensor(theirs).unbind(1)):
         assert ks(ours, reference) > SAME
 

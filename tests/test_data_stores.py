@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sslkit.config import Choice
-from sslkit.data import Digits, Folder, Packed, Shapes, open_stores
+from sslkit.data import Digits, Folder, Packed, Shapes, open_stores, pack_source
 from sslkit.data.split import stratified_split
 from sslkit.errors import UserError
 
@@ -40,8 +40,8 @@ def test_digits_are_packed_once_with_one_line_each(tmp_path):
     assert stores.mean == (0.485, 0.456, 0.406)
     assert packed_files(tmp_path) == ["digits-pretrain", "digits-test"]
     assert [line.split(":")[0] for line in said] == [
-        "packing digits (pretrain) once",
-        "packing digits (test) once",
+        "packing digits (pretrain)",
+        "packing digits (test)",
     ]
     again = []
     assert open_stores(choice, None, 0, say=again.append).pretrain.path == stores.pretrain.path
@@ -191,6 +191,20 @@ def test_a_packed_file_is_opened_in_place(tmp_path):
     stores = open_stores(smaller, None, 0, say=said.append)
     assert stores.pretrain.size == 32
     assert len(said) == 1
+
+
+def test_packing_to_a_named_file(tmp_path):
+    choice, said = choose(Shapes, "shapes", tmp_path, image_size=112, n_train=20, n_test=5), []
+    store = pack_source(choice, tmp_path / "mine" / "s.beton", "test", say=said.append)
+    assert (store.path, len(store), store.size) == (tmp_path / "mine" / "s.beton", 5, 128)
+    assert "128 px, JPEG quality 92" in said[0]
+    with pytest.raises(UserError, match=r"s\.beton exists"):
+        pack_source(choice, store.path, say=len)
+    with pytest.raises(UserError, match=r"must end in \.beton"):
+        pack_source(choice, tmp_path / "photos", say=len)
+    flat = choose(Folder, "folder", tmp_path, root=photos(tmp_path / "flat", "."))
+    with pytest.raises(UserError, match="has no images to test on"):
+        pack_source(flat, tmp_path / "t.beton", "test", say=len)
 
 
 def test_the_cache_follows_the_environment(tmp_path, monkeypatch):

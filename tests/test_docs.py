@@ -32,9 +32,7 @@ def photos(folder, n=40):
     for i in range(n):
         path = folder / ("dark", "bright")[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.linear_gradient("L").resize((48 + i % 3, 40)).point(lambda v, b=i % 2: v // 2 + 128 * b).save(
-            path
-        )
+        Image.linear_gradient("L").resize((48 + i % 3, 40)).point(lambda v, b=i % 2: v // 2 + 128 * b).save(path)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,6 @@ def test_the_fine_tuning_page_works_as_written(sslkit, tmp_path, monkeypatch, ca
 
 def test_the_readme_s_plain_torchvision_example_works(sslkit, tmp_path, monkeypatch):
     page = (ROOT / "README.md").read_text()
-    assert sslkit("run", *SHORT, "batch_size=256").returncode == 2, "a word given twice is a mistake"
     assert sslkit("run", *SHORT).returncode == 0
     monkeypatch.chdir(tmp_path)
     [example] = re.findall(r"```python\n(.*?)```", page, re.S)

@@ -64,7 +64,7 @@ def register_methods(register):
 def blocks(page):
     """{file name: text} of the code blocks with a title in a page of docs."""
     text = (ROOT / "docs" / page).read_text()
-    return {name: body for name, body in re.findall(r"```\w+ title=(\S+)\n(.*?)```", text, re.S)}
+    return dict(re.findall(r"```\w+ title=(\S+)\n(.*?)```", text, re.S))
 
 
 def build(folder, files):

@@ -106,7 +106,11 @@ def test_a_signal_saves_says_where_and_exits(whole, tmp_path, signum, status):
     assert saved[-1] in output
     status, output = finish(tmp_path, "resume", "run")
     assert status == 0, output
-    same(tmp_path / "run", whole[0])
+    assert weights(tmp_path / "run") == weights(whole[0])
+    assert records(tmp_path / "run", "evaluations.jsonl") == records(whole[0], "evaluations.jsonl")
+    # Stopped between two lines, the log has one more: the interval was cut in two.
+    lines = {r["step"] for r in records(tmp_path / "run", "metrics.jsonl")}
+    assert {r["step"] for r in records(whole[0], "metrics.jsonl")} <= lines
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no state"])

@@ -54,7 +54,7 @@ def test_the_directory_holds_what_the_design_says(finished):
 def test_origins_and_derived_values_are_kept(finished):
     environment = json.loads((finished.path / "environment.json").read_text())
     assert environment["origins"]["epochs"] == "sslkit.run"
-    assert environment["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["versions"]["torch"])
     assert finished.derived["image_size"] == 32
     assert finished.derived["loader"] == "resident"
     assert finished.derived["stem"] == "imagenet"
@@ -125,9 +125,7 @@ def test_the_learning_rate_is_scaled_beside_the_setting(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_what_to_try(tmp_path):
-    with pytest.raises(
-        UserError, match=r"not finite since step \d+.*last good checkpoint: .*Try a lower optimizer.lr"
-    ):
+    with pytest.raises(UserError, match=r"not finite since step \d+.*last good checkpoint: .*Try a lower optimizer.lr"):
         run(tmp_path, optimizer={"name": "sgd", "lr": 1e30, "lr_scaling": "none"}, epochs=3, log_every=1)
     assert not (tmp_path / "run/backbone.safetensors").exists()
 
@@ -146,9 +144,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20,) * 2)
 sslkit.run(method="simclr", backbone="resnet18", data={{"name": "shapes", "n_train": 512, "image_size": 96}},
            batch_size=512, epochs=1, evaluators=[], device="cpu", quiet=True, out={str(tmp_path / "run")!r})
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert "out of memory at batch_size=512 with images of 96 px; batch_size=" in last
     fits = int(last.split("batch_size=")[2].split(" ")[0])
@@ -206,9 +202,7 @@ def test_evaluate_takes_a_plain_weights_file(tmp_path, sslkit):
     assert record["n_test"] == 360
 
 
-@pytest.mark.parametrize(
-    ("path", "words"), [("nothing", "neither a run"), ("text.txt", "not a safetensors file")]
-)
+@pytest.mark.parametrize(("path", "words"), [("nothing", "neither a run"), ("text.txt", "not a safetensors file")])
 def test_evaluate_of_something_else_is_a_clear_mistake(tmp_path, sslkit, path, words):
     (tmp_path / "text.txt").write_text("hello")
     done = sslkit("evaluate", path)

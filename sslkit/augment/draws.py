@@ -12,9 +12,7 @@ class Draws:
     A CPU generator also serves images on another device; what it draws is copied there.
     """
 
-    def __init__(
-        self, views: int, images: int, device: torch.device, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, views: int, images: int, device: torch.device, generator: torch.Generator | None = None) -> None:
         self.views = views
         self.images = images
         self.device = device

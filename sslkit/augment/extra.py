@@ -24,9 +24,7 @@ def _checked(item: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(item, str):
         item = {item: {}}
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise ValueError(
-            f"{item!r} must be a name, or one name with its options: {{RandomErasing: {{p: 0.3}}}}"
-        )
+        raise ValueError(f"{item!r} must be a name, or one name with its options: {{RandomErasing: {{p: 0.3}}}}")
     name, options = next(iter(item.items()))
     if not isinstance(options or {}, Mapping):
         raise ValueError(f"the options of {name} must be a mapping, such as {{p: 0.3}}")
@@ -42,15 +40,11 @@ def build(name: str, options: Mapping[str, Any]) -> nn.Module:
     """kornia.augmentation.<name>(**options); lists count as tuples. Raises ValueError with the mend."""
     known = _known()
     if name not in known:
-        raise ValueError(
-            f"kornia.augmentation has no image augmentation {name!r}; {suggest(name, sorted(known))}"
-        )
+        raise ValueError(f"kornia.augmentation has no image augmentation {name!r}; {suggest(name, sorted(known))}")
     try:
         return known[name](**{str(key): _tuples(value) for key, value in options.items()})
     except Exception as error:
-        raise ValueError(
-            f"kornia's {name} does not take {dict(options)}: {' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"kornia's {name} does not take {dict(options)}: {' '.join(str(error).split())}") from error
 
 
 def _known() -> dict[str, type[nn.Module]]:

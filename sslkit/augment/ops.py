@@ -71,9 +71,7 @@ def affine(images: Tensor, angle: Tensor, shear: Tensor, padding: str = "zeros")
     aspect = images.shape[3] / images.shape[2]
     angle, slant = torch.deg2rad(angle), torch.tan(torch.deg2rad(shear))
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
-    inverse = torch.stack(
-        [cos - sin * slant, (cos * slant + sin) / aspect, zero, -sin * aspect, cos, zero], dim=1
-    )
+    inverse = torch.stack([cos - sin * slant, (cos * slant + sin) / aspect, zero, -sin * aspect, cos, zero], dim=1)
     grid = F.affine_grid(inverse.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, "bilinear", padding, align_corners=False)
 

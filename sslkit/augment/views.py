@@ -47,9 +47,7 @@ class Views(Recipe):
         def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
             """A subclass that only changes a default keeps the help text."""
             for name, field in cls.model_fields.items():
-                inherited = [
-                    base.model_fields.get(name) for base in cls.__mro__[1:] if hasattr(base, "model_fields")
-                ]
+                inherited = [base.model_fields.get(name) for base in cls.__mro__[1:] if hasattr(base, "model_fields")]
                 field.description = field.description or next((f.description for f in inherited if f), None)
 
         @model_validator(mode="before")
@@ -65,9 +63,7 @@ class Views(Recipe):
             for name, step in self:
                 p = getattr(step, "p", 0.0)
                 if isinstance(p, tuple) and len(p) != self.views:
-                    raise ValueError(
-                        f"{name}.p has {len(p)} numbers for {self.views} views; give one a view, or one"
-                    )
+                    raise ValueError(f"{name}.p has {len(p)} numbers for {self.views} views; give one a view, or one")
             return self
 
     config: Config

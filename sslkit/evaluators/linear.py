@@ -110,12 +110,10 @@ class _Probe(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(train_x.new_zeros(classes, train_x.shape[1]))
         self.bias = nn.Parameter(train_x.new_zeros(classes))
-        self.mean, self.std = _scale(train_x) if standardize else (None, None)
+        self.mean, self.std = _scale(train_x) if standardize else (train_x.new_zeros(1), train_x.new_ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mean is not None:
-            x = (x - self.mean) / self.std
-        return F.linear(x, self.weight, self.bias)
+        return F.linear((x - self.mean) / self.std, self.weight, self.bias)
 
 
 def _scale(x: Tensor) -> tuple[Tensor, Tensor]:

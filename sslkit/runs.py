@@ -1,4 +1,4 @@
-"""The run directory: configuration, metrics, evaluations, checkpoints. Nothing pickled, everything whole or not at all."""
+"""The run directory: settings, metrics, evaluations, checkpoints; nothing pickled, all written whole or not at all."""
 
 import hashlib
 import json

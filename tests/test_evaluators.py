@@ -1,0 +1,309 @@
+"""Evaluators: kNN and the linear probe against scikit-learn and lightly, and the features that they share."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+from lightly.utils.benchmarking.knn import knn_predict
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional as F
+
+from sslkit.backbones import create_backbone
+from sslkit.config import Choice
+from sslkit.data import ArrayImages, Digits, open_stores, pack
+from sslkit.errors import UserError
+from sslkit.evaluators import KNN, Features, Linear, Subject, accuracy, knn
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def clusters(n, classes=7, width=24, spread=2.0, seed=0):
+    """Overlapping clusters with features of very different scales and offsets."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    y = rng.integers(0, classes, n)
+    x = centres[y] + spread * rng.normal(size=(n, width))
+    return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+
+
+@pytest.fixture(scope="module")
+def features():
+    train_x, train_y = clusters(600)
+    test_x, test_y = clusters(300, seed=1)
+    return Features(train_x, train_y, test_x, test_y, 7)
+
+
+class Given:
+    """A subject whose features are at hand."""
+
+    seed = 0
+
+    def __init__(self, features):
+        self.features = features
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (5, 0.07), (200, 0.1), (600, 1.0)])
+def test_knn_is_that_of_scikit_learn(features, k, temperature):
+    reference = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
+    ).fit(features.train_x.double(), features.train_y)
+    ranking = KNN(KNN.Config(k=k, temperature=temperature)).predict(
+        features.train_x, features.train_y, features.test_x, 7
+    )
+    assert ranking.shape == (300, 5)
+    assert (ranking[:, 0].numpy() == reference.predict(features.test_x.double())).all()
+    votes = reference.predict_proba(features.test_x.double())
+    best = -np.sort(-votes)[:, :5]
+    ours = np.where(ranking < 0, 0, np.take_along_axis(votes, ranking.clamp_min(0).numpy(), 1))
+    np.testing.assert_allclose(ours, best, atol=1e-5)
+
+
+def test_knn_is_that_of_lightly(features):
+    ranking = KNN(KNN.Config()).predict(features.train_x, features.train_y, features.test_x, 7)
+    bank = F.normalize(features.train_x).T.contiguous()
+    expected = knn_predict(F.normalize(features.test_x), bank, features.train_y, 7, 200, 0.1)
+    assert torch.equal(ranking, expected[:, :5])
+
+
+def test_knn_in_chunks_is_the_same(features, monkeypatch):
+    whole = KNN(KNN.Config()).predict(features.train_x, features.train_y, features.test_x, 7)
+    monkeypatch.setattr(knn, "SIMILARITIES", 600 * 11)
+    parts = KNN(KNN.Config()).predict(features.train_x, features.train_y, features.test_x, 7)
+    assert torch.equal(whole, parts)
+
+
+def test_knn_at_a_low_temperature_is_the_nearest_neighbour(features):
+    cold = KNN(KNN.Config(k=50, temperature=1e-4)).predict(features.train_x, features.train_y, features.test_x, 7)
+    one = KNN(KNN.Config(k=1)).predict(features.train_x, features.train_y, features.test_x, 7)
+    assert torch.equal(cold[:, 0], one[:, 0])
+    assert (one[:, 1:] == -1).all(), "a class without a vote is not among the best five"
+
+
+def test_k_is_capped_by_the_data_and_the_protocol_says_so(features):
+    evaluator = KNN(KNN.Config(k=5000))
+    evaluator(Given(features))
+    assert evaluator.protocol == "k=600 (all training images), T=0.1, cosine, weighted vote"
+    assert KNN(KNN.Config()).protocol == "k=200, T=0.1, cosine, weighted vote"
+
+
+def test_accuracy():
+    ranking = torch.tensor([[3, 1, 2, 0, 5], [1, 3, 2, 0, 5], [1, 2, 3, -1, -1], [0, 1, 2, 4, 5]])
+    assert accuracy(ranking, torch.tensor([3, 3, 3, 3]), 6) == {"top1": 0.25, "top5": 0.75}
+    assert accuracy(torch.tensor([[1, -1], [0, -1]]), torch.tensor([1, 1]), 2) == {"top1": 0.5, "top5": 1.0}
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("l2", [1.0, 30.0])
+def test_lbfgs_is_the_logistic_regression_of_scikit_learn(features, standardize, l2):
+    train, test = features.train_x.numpy(), features.test_x.numpy()
+    if standardize:
+        scaler = StandardScaler().fit(train)
+        train, test = scaler.transform(train), scaler.transform(test)
+    reference = LogisticRegression(C=1 / l2, max_iter=2000, tol=1e-6).fit(train, features.train_y)
+    config = Linear.Config(solver="lbfgs", l2=l2, standardize=standardize)
+    ranking = Linear(config).predict(features.train_x, features.train_y, features.test_x, 7)
+    expected = np.argsort(-reference.decision_function(test))[:, :5]
+    assert (ranking.numpy() == expected).mean() > 0.998
+    top1 = Linear(config)(Given(features))["top1"]
+    assert top1 == pytest.approx(reference.score(test, features.test_y), abs=0.004)
+    assert top1 > 0.6
+
+
+def test_sgd_comes_to_the_accuracy_of_scikit_learn(features):
+    scaler = StandardScaler().fit(features.train_x)
+    reference = LogisticRegression(max_iter=2000).fit(scaler.transform(features.train_x), features.train_y)
+    expected = reference.score(scaler.transform(features.test_x), features.test_y)
+    assert Linear(Linear.Config())(Given(features))["top1"] == pytest.approx(expected, abs=0.02)
+
+
+def test_sgd_follows_the_papers_update():
+    """Two epochs of full batches, by hand: Nesterov momentum, decay, the cosine."""
+    x, y = clusters(40, classes=3, width=4)
+    config = Linear.Config(epochs=2, batch_size=40, lr=0.5, momentum=0.9, weight_decay=0.1, standardize=False)
+    weight, bias = torch.zeros(3, 4), torch.zeros(3)
+    velocity = [torch.zeros(3, 4), torch.zeros(3)]
+    for lr in (0.5, 0.25):
+        slope = (x @ weight.T + bias).softmax(1) - F.one_hot(y, 3)
+        gradients = [slope.T @ x / 40 + 0.1 * weight, slope.mean(0) + 0.1 * bias]
+        velocity = [0.9 * v + g for v, g in zip(velocity, gradients)]
+        weight, bias = (p - lr * (g + 0.9 * v) for p, g, v in zip((weight, bias), gradients, velocity))
+    probe = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    expected = (probe @ weight.T + bias).topk(3).indices
+    assert torch.equal(Linear(config).predict(x, y, probe, 3), expected)
+
+
+def test_standardized_probe_is_blind_to_the_features_scale(features):
+    scale = torch.logspace(-6, 3, 24)
+    train, test = features.train_x * scale + 5 * scale, features.test_x * scale + 5 * scale
+    constant = torch.full((600, 1), 0.3), torch.full((300, 1), 0.3)
+    probe = Linear(Linear.Config())
+    plain = probe.predict(features.train_x, features.train_y, features.test_x, 7)
+    scaled = probe.predict(torch.cat([train, constant[0]], 1), features.train_y, torch.cat([test, constant[1]], 1), 7)
+    assert (plain[:, 0] == scaled[:, 0]).float().mean() > 0.99
+
+
+def test_linear_depends_on_the_seed_alone_and_draws_from_its_own_generator(features):
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        first, again, other = (
+            Linear(Linear.Config(epochs=3, lr=3.0, batch_size=32)).predict(
+                features.train_x, features.train_y, features.test_x, 7, seed
+            )
+            for seed in (1, 1, 2)
+        )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("evaluator", [KNN(KNN.Config()), Linear(Linear.Config(epochs=5))])
+def test_test_labels_choose_nothing(features, evaluator):
+    """With every test image called c, top1 is the share predicted as c: shares of one prediction add up to 1."""
+    shares = []
+    for c in range(7):
+        called = torch.full_like(features.test_y, c)
+        given = Features(features.train_x, features.train_y, features.test_x, called, 7)
+        shares.append(evaluator(Given(given))["top1"])
+    assert sum(shares) == pytest.approx(1)
+    assert len(set(shares)) > 1
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    shuffled = Features(features.train_x, features.train_y, features.test_x[order], features.test_y[order], 7)
+    assert evaluator(Given(shuffled)) == evaluator(Given(features))
+
+
+def test_protocols_are_in_words():
+    assert Linear(Linear.Config()).protocol == (
+        "frozen features, standardized on train; SGD 100 epochs, batch 512, lr 0.1 cosine, "
+        "Nesterov momentum 0.9, weight decay 0"
+    )
+    assert Linear(Linear.Config(solver="lbfgs", standardize=False)).protocol == (
+        "frozen features; logistic regression, L-BFGS, l2=1"
+    )
+
+
+def store(path, n, size=32, seed=0, labels=None):
+    """Noise whose brightness tells the class, packed for real."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n) if labels is None else labels
+    pixels = (rng.integers(0, 120, (n, size, size, 3)) + 60 * np.maximum(labels, 0)[:, None, None, None]).astype(
+        np.uint8
+    )
+    images = ArrayImages(lambda: (pixels, labels), f"{n} {size} {seed}", ("dark", "medium", "bright"))
+    return pack(images, path, size=size, mode="raw"), pixels, labels
+
+
+@pytest.fixture
+def stores(tmp_path):
+    return store(tmp_path / "train.beton", 50)[0], store(tmp_path / "test.beton", 23, seed=1)[0]
+
+
+def subject(net, stores, **options):
+    settings = {"image_size": 32, "mean": MEAN, "std": STD, "device": "cpu", "batch_size": 16} | options
+    return Subject(net, *stores, **settings)
+
+
+class Pixels(nn.Module):
+    """Features that are the image itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        self.calls += 1
+        assert not self.training
+        return images.flatten(1)
+
+
+def test_features_are_the_normalised_images_in_order_and_extracted_once(tmp_path):
+    train, pixels, labels = store(tmp_path / "train.beton", 50)
+    net = Pixels()
+    judged = subject(net, (train, train))
+    assert net.calls == 0
+    views = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
+        STD
+    ).view(3, 1, 1)
+    torch.testing.assert_close(judged.features.train_x, views.flatten(1))
+    assert torch.equal(judged.features.train_y, torch.from_numpy(labels))
+    assert judged.features.classes == 3
+    assert judged.features is judged.features
+    assert net.calls == 8
+
+
+def test_larger_images_are_resized_as_torchvision_does(tmp_path):
+    train, pixels, _ = store(tmp_path / "train.beton", 3, size=48)
+    got = subject(Pixels(), (train, train), mean=(0, 0, 0), std=(1, 1, 1)).features.train_x
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(got.view(3, 3, 32, 32), TF.resize(images, [32, 32], antialias=True))
+
+
+def test_images_without_a_label_are_left_out(tmp_path):
+    labels = np.array([0, -1, 2, 1, -1, 0])
+    mixed, pixels, _ = store(tmp_path / "mixed.beton", 6, labels=labels)
+    features = subject(Pixels(), (mixed, mixed), mean=(0, 0, 0), std=(1, 1, 1)).features
+    assert features.train_y.tolist() == [0, 2, 1, 0]
+    expected = torch.from_numpy(pixels[labels >= 0]).permute(0, 3, 1, 2).flatten(1) / 255
+    torch.testing.assert_close(features.test_x, expected)
+
+
+def test_training_goes_on_as_if_nothing_had_been(stores):
+    net = create_backbone("shufflenetv2", 32)
+    net.conv1.eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = torch.get_rng_state()
+    features = subject(net, stores).features
+    for evaluator in (KNN(KNN.Config()), Linear(Linear.Config(epochs=2))):
+        evaluator(Given(features))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert (net.training, net.conv1.training, net.stage2.training) == (True, False, True)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not features.train_x.requires_grad
+    assert features.train_x.shape == (50, net.width)
+
+
+def test_bf16_features_are_near_and_kept_in_float32(stores):
+    torch.manual_seed(0)
+    net = create_backbone("resnet18", 32)
+    exact, rough = (subject(net, stores, precision=p).features.train_x for p in ("fp32", "bf16"))
+    assert rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert F.cosine_similarity(exact, rough).min() > 0.99
+
+
+def test_features_that_are_not_finite_are_told(stores):
+    net = create_backbone("shufflenetv2", 32)
+    nn.init.constant_(net.conv1[0].weight, float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        _ = subject(net, stores).features
+
+
+def test_no_labels_are_told(stores, tmp_path):
+    bare = store(tmp_path / "bare.beton", 4, labels=np.full(4, -1))[0]
+    with pytest.raises(UserError, match="eval_data="):
+        _ = subject(Pixels(), (stores[0], bare)).features
+
+
+def test_digits_end_to_end():
+    """A random network is far from useless on digits, and far from good."""
+    torch.manual_seed(0)
+    digits = open_stores(Choice(name="digits", options=Digits.Config()), None, 0, say=lambda line: None)
+    net = create_backbone("shufflenetv2", digits.image_size, stem="imagenet")
+    judged = subject(net, (digits.train, digits.test), image_size=digits.image_size)
+    nearest, probe = KNN(KNN.Config())(judged), Linear(Linear.Config(epochs=20))(judged)
+    assert judged.features.classes == 10
+    assert 0.15 < nearest["top1"] < 0.7
+    assert 0.4 < probe["top1"] < 0.9
+    assert nearest["top5"] > nearest["top1"]
+    assert probe["top5"] > probe["top1"]
