@@ -95,7 +95,7 @@ class Subject:
     def _forward(self, images: Tensor) -> Tensor:
         views = images.float()
         if views.shape[-1] != self.image_size:
-            views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+            views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=False)
         views = ((views / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             return self.backbone(views)
@@ -141,7 +141,7 @@ def _labelled(store: "Store") -> Any:
 def _eval_mode(net: nn.Module) -> Iterator[None]:
     """Training goes on afterwards as if nothing had been: every module gets its own mode back."""
     modes = {module: module.training for module in net.modules()}
-    pass
+    net.eval()
     try:
         yield
     finally:
