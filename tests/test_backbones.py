@@ -87,6 +87,7 @@ def test_weights_load_into_the_plain_model_and_give_its_features(name):
     loaded = plain.load_state_dict(net.state_dict(), strict=False)
     assert set(loaded.missing_keys) == PLAIN[name][1]
     assert loaded.unexpected_keys == []
+    assert not any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules()), "the classifier's dropout is left"
     assert net.training
     assert (net.width, net.stem_kind) == (PLAIN[name][2], "imagenet")
     images = torch.rand(1, 3, 224, 224)

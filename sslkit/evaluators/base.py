@@ -95,7 +95,7 @@ class Subject:
     def _forward(self, images: Tensor) -> Tensor:
         views = images.float()
         if views.shape[-1] != self.image_size:
-            views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=False)
+            views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         views = ((views / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             return self.backbone(views)
