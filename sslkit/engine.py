@@ -28,7 +28,7 @@ from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.optim import make_optimizer, make_schedule, optimizer_tensors, restore_optimizer, scaled_lr
 from sslkit.progress import Display
 from sslkit.runs import Checkpoint, Run, settings_layer
-from sslkit.stopping import Stopper
+from sslkit.stopping import Interrupted, Stopper
 
 
 @dataclass
@@ -197,18 +197,25 @@ def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
             for epoch in range(first, parts.config.epochs):
                 for done in _epoch(run, parts, epoch, step, meter, display):
                     step = done
-                    if stopper.asked:
-                        if meter.pending:
-                            _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
-                        stopper.stop()
+                    stopper.stop_if_asked()
                 if _checkpoint_due(parts.config, epoch + 1, time.monotonic() - saved):
                     _save(run, parts, step)
                     saved = time.monotonic()
                 _evaluate_if_due(run, parts, epoch + 1, step, display, stopper)
-        except KeyboardInterrupt:
-            display.say(f"stopped; saved {_save(run, parts, step)}; go on with: sslkit resume {run.path}")
+        except Interrupted as stopped:
+            _leave(run, parts, step, meter, display, stopped)
             raise
     display.say(f"backbone: {run.backbone_file}")
+
+
+def _leave(run: Run, parts: Parts, step: int, meter: Meter, display: Display, stopped: Interrupted) -> None:
+    """Save on the way out, unless the signal cut a step in two: half a step is no state to go on from."""
+    if stopped.within_step:
+        display.say(f"stopped within a step, not saved; go on from the last checkpoint with: sslkit resume {run.path}")
+        return
+    if meter.pending:
+        _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
+    display.say(f"stopped; saved {_save(run, parts, step)}; go on with: sslkit resume {run.path}")
 
 
 def _epoch(run: Run, parts: Parts, epoch: int, step: int, meter: Meter, display: Display) -> Iterator[int]:

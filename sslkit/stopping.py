@@ -5,15 +5,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has saved; `status` is the exit status, 130 or 143."""
+    """The run was asked to stop; `status` is the exit status, 130 or 143."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, within_step: bool) -> None:
         super().__init__(signal.Signals(signum).name)
         self.status = 128 + signum
+        self.within_step = within_step
 
 
 class Stopper:
@@ -40,18 +41,18 @@ class Stopper:
         """For stretches that change nothing worth saving (an evaluation): a signal interrupts them."""
         self._immediate = True
         try:
-            if self.asked:
-                self.stop()
+            self.stop_if_asked()
             yield
         finally:
             self._immediate = False
 
-    def stop(self) -> NoReturn:
-        raise Interrupted(self.asked or signal.SIGINT)
+    def stop_if_asked(self) -> None:
+        """Called between two steps. Raises Interrupted if a signal has come."""
+        if self.asked:
+            raise Interrupted(self.asked, within_step=False)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, signum
         if self._immediate or again:
-            self._immediate = False
-            self.stop()
-        self._say("stopping after this step")
+            raise Interrupted(signum, within_step=not self._immediate)
+        self._say("stopping after this step; again to stop at once, without saving")
