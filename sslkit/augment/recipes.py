@@ -57,14 +57,13 @@ class SmallViews(Views):
 
 
 class DigitViews(Views):
-    """For small handwriting: mild crops, a little rotation and slant, no mirroring, no hue."""
+    """For small handwriting: mild crops, a little rotation and slant, no mirroring, no colour."""
 
     class Config(Views.Config):
         """What `augment.<field>=` accepts."""
 
-        crop: Crop = Crop(scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3))
+        crop: Crop = Crop(scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3))
         rotate: Rotate = Rotate(p=0.8, degrees=15, shear=15, padding="zeros")
-        jitter: Jitter = Jitter(p=0.8, brightness=0.4, contrast=0.4, saturation=0, hue=0)
 
 
 class PlainViews(Views):

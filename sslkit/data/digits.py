@@ -21,7 +21,25 @@ class Digits(Source):
     """
 
     # The images are 8×8 enlarged 4×, so a stem of stride 4 loses nothing and is several times faster.
-    defaults: ClassVar[dict[str, Any]] = {"augment.name": "digits", "backbone.stem": "imagenet"}
+    defaults: ClassVar[dict[str, Any]] = {
+        "augment.name": "digits",
+        "backbone.stem": "imagenet",
+        "epochs": 30,
+        "batch_size": 128,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 1e-3,
+        "optimizer.lr_scaling": "none",
+        "optimizer.weight_decay": 1e-4,
+    }
+
+    @classmethod
+    def advice(cls, method: str) -> dict[str, Any]:
+        """A minute or so on two cores. BYOL's own settings are for a thousand times as many steps as there are here:
+        it needs large steps, and batch norm on the projection against partial collapse (benchmarks/LOG.md)."""
+        if method != "byol":
+            return cls.defaults
+        byol = {"optimizer.name": "lars", "optimizer.lr": 2.0, "method.hidden": 1024, "method.last_norm": True}
+        return cls.defaults | byol
 
     def count(self) -> int:
         return TRAIN

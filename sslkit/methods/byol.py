@@ -33,6 +33,8 @@ class BYOL(Method):
         """Width of the hidden layer of projector and predictor."""
         dim: int = Field(default=256, ge=1)
         """Width of projection and prediction."""
+        last_norm: bool = False
+        """Batch norm on the projection too, as in MoCo v3 (Chen et al. 2021); keeps short runs from partial collapse."""
         joint_views: bool = False
         """Pass all views through the networks as one batch: faster, but batch norm then mixes them."""
 
@@ -49,7 +51,7 @@ class BYOL(Method):
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
         width: int = backbone.width  # type: ignore[assignment]
-        self.projector = mlp(width, config.hidden, config.dim, last_bias=False)
+        self.projector = mlp(width, config.hidden, config.dim, last_bias=False, last_norm=config.last_norm)
         self.predictor = mlp(config.dim, config.hidden, config.dim, last_bias=False)
         self.target = slow_copy(self._online())
 
