@@ -360,7 +360,7 @@ def _claimant(text: str) -> str:
 
 def config_class(component: Any) -> type[Config]:
     """The settings a component takes: its nested `Config`, or for a plain backbone factory the common one."""
-    from sslkit.backbones import BackboneConfig
+    from sslkit.backbones.settings import BackboneConfig
 
     return getattr(getattr(component, "func", component), "Config", BackboneConfig)
 

@@ -27,8 +27,10 @@ def print_report() -> None:
 
 def ffcv_mend() -> str | None:
     """None where FFCV imports; else why it does not, and the command that mends it."""
+    from sslkit.data.loaders import import_ffcv
+
     try:
-        import ffcv  # noqa: F401
+        import_ffcv()
     except ImportError as error:
         return f"not installed ({error}); {_install_command()}"
     except Exception as error:

@@ -199,7 +199,7 @@ def test_the_papers_settings():
     )
     assert (byol.grayscale.p, byol.blur.p, byol.solarize.p) == (0.2, (1.0, 0.1), (0.0, 0.2))
     assert (small.blur.p, small.jitter.strength) == (0.0, 0.5)
-    assert (DigitViews.Config().flip.p, DigitViews.Config().jitter.hue) == (0.0, 0.0)
+    assert (DigitViews.Config().flip.p, DigitViews.Config().jitter.p) == (0.0, 0.0)
 
 
 def from_words(*words: str, recipe: type[Views] = SimCLRViews) -> Views.Config:

@@ -4,42 +4,28 @@
 images, `files.py` writes and reads weights.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from sslkit.config import Config
 from sslkit.hookspecs import hookimpl
 from sslkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.backbones.build import create_backbone
     from sslkit.backbones.files import load_backbone, load_weights, save_backbone
+    from sslkit.backbones.settings import BackboneConfig
 
 __all__ = ["BackboneConfig", "create_backbone", "load_backbone", "load_weights", "save_backbone"]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "BackboneConfig": "sslkit.backbones.settings",
         "create_backbone": "sslkit.backbones.build",
         "load_backbone": "sslkit.backbones.files",
         "load_weights": "sslkit.backbones.files",
         "save_backbone": "sslkit.backbones.files",
     },
 )
-
-
-class BackboneConfig(Config):
-    """What `backbone.<field>=` accepts, unless a backbone brings a `Config` of its own."""
-
-    stem: Literal["auto", "imagenet", "small"] = "auto"
-    """small drops the first two halvings, so that small images keep resolution; auto: small up to 64 px."""
-    pretrained: Path | None = None
-    """Weights to start from: a safetensors file of sslkit, timm or torchvision, minus its classifier."""
-
-    def check(self) -> Iterable[str]:
-        if self.pretrained is not None and not self.pretrained.expanduser().is_file():
-            yield f"pretrained={self.pretrained} is not a file; give the path of a .safetensors file"
 
 
 @hookimpl

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sslkit.backbones import BackboneConfig
+from sslkit.backbones.settings import BackboneConfig
 from sslkit.backbones.stems import is_token_net, set_tokens
 from sslkit.errors import UserError
 

@@ -38,7 +38,13 @@ class Digits(Source):
         it needs large steps, and batch norm on the projection against partial collapse (benchmarks/LOG.md)."""
         if method != "byol":
             return cls.defaults
-        byol = {"optimizer.name": "lars", "optimizer.lr": 2.0, "method.hidden": 1024, "method.last_norm": True}
+        byol = {
+            "optimizer.name": "lars",
+            "optimizer.lr": 2.0,
+            "method.hidden": 1024,
+            "method.last_norm": True,
+            "method.momentum": 0.992,
+        }
         return cls.defaults | byol
 
     def count(self) -> int:

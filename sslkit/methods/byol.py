@@ -34,7 +34,7 @@ class BYOL(Method):
         dim: int = Field(default=256, ge=1)
         """Width of projection and prediction."""
         last_norm: bool = False
-        """Batch norm on the projection too, as in MoCo v3 (Chen et al. 2021); keeps short runs from partial collapse."""
+        """Batch norm on the projection too, as in MoCo v3 (Chen et al. 2021): guards short runs against collapse."""
         joint_views: bool = False
         """Pass all views through the networks as one batch: faster, but batch norm then mixes them."""
 
