@@ -5,13 +5,13 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sslkit import __version__, plugins
+from sslkit.runs import package_version
 
 LIBRARIES = "libopencv-dev libturbojpeg0-dev pkg-config"
 """What FFCV compiles against, by Debian's names."""
@@ -60,7 +60,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield from _torch_facts()
     yield "memory", _memory()
-    yield "ffcv", ffcv_mend() or f"{metadata.version('ffcv')}, used to read ahead from .beton files"
+    yield "ffcv", ffcv_mend() or f"{package_version('ffcv')}, used to read ahead from .beton files"
     yield from _plugin_facts()
     yield from _cache_facts()
 
@@ -69,7 +69,7 @@ def _torch_facts() -> Iterator[tuple[str, str]]:
     import torch
 
     for package in ("torch", "torchvision", "timm", "kornia"):
-        yield package, metadata.version(package)
+        yield package, package_version(package) or "not installed"
     yield "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
@@ -97,7 +97,7 @@ def _plugin_facts() -> Iterator[tuple[str, str]]:
     loaded = plugins.host()
     found = {name: d for name, d in loaded.distributions.items() if name not in plugins.BUILTINS}
     for name, distribution in found.items():
-        yield "plugin", f"{name} {metadata.version(distribution)} ({distribution})"
+        yield "plugin", f"{name} ({distribution} {package_version(distribution) or 'of no known version'})"
     if not found:
         yield "plugins", "none installed"
     for problem in loaded.problems:
