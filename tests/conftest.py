@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,6 +17,12 @@ SHARED = ROOT.parent / "shared" / "data"
 def _own_cache(tmp_path_factory, monkeypatch):
     """Packed data sets of the tests stay away from the user's, and are packed once a session."""
     monkeypatch.setenv("SSLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """The tests' networks and images are small: a second thread costs more in waiting than it brings."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -36,15 +36,6 @@ SIZES = (32, 36, 64, 96)
 HEADER = {"image_size": 32, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 1 / 3)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny batches: a second thread costs more in waiting than it brings, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def plain_model(name):
     maker = PLAIN[name][0]
     return (timm.create_model(maker) if isinstance(maker, str) else maker(weights=None)).eval()

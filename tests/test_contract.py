@@ -17,15 +17,6 @@ from sslkit.data import CIFAR10, pack
 from sslkit.methods import Method
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # On images this small, threads cost more than they bring.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def registered(kind: str) -> list[str]:
     return [name for name in plugins.names(kind) if not name.endswith(":")]
 

@@ -20,14 +20,6 @@ from sslkit.evaluators import KNN, Features, Linear, Subject, accuracy, knn
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def clusters(n, classes=7, width=24, spread=2.0, seed=0):
     """Overlapping clusters with features of very different scales and offsets."""
     rng = np.random.default_rng(seed)

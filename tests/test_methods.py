@@ -16,15 +16,6 @@ from sslkit.testing import TinyBackbone
 INFO = RunInfo(images=100, classes=0, image_size=16)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # On networks this small, threads cost more than they bring.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make(method_class: type[Method], **options: object) -> Method:
     torch.manual_seed(0)
     return method_class(method_class.Config(**options), TinyBackbone(), INFO)

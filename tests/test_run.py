@@ -172,10 +172,10 @@ def test_a_flat_folder_pre_trains_without_labels_and_evaluates_elsewhere(tmp_pat
     assert "broken.png" in done.stderr
     assert not (tmp_path / "run/evaluations.jsonl").exists()
     assert json.loads((tmp_path / "run/environment.json").read_text())["derived"]["skipped"] == 1
-    asked = sslkit("evaluate", "run", "eval_data=digits", "evaluators=[knn]", "--json")
+    asked = sslkit("evaluate", "../run", "eval_data=digits", "evaluators=[knn]", "--json", cwd=tmp_path / "photos")
     [record] = json.loads(asked.stdout)
     assert record["n_test"] == 360
-    unlabelled = sslkit("evaluate", "run")
+    unlabelled = sslkit("evaluate", "run", cwd=tmp_path)
     assert unlabelled.returncode == 2
     assert "eval_data=" in unlabelled.stderr
 

@@ -119,8 +119,9 @@ class Source:
 
         @field_validator("root", "cache")
         @classmethod
-        def _expand_home(cls, path: Path | None) -> Path | None:
-            return path and path.expanduser()
+        def _absolute(cls, path: Path | None) -> Path | None:
+            """A run is resumed from any folder, so what its config.yaml keeps must not depend on one."""
+            return path and path.expanduser().absolute()
 
         @field_validator("std")
         @classmethod

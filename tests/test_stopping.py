@@ -1,0 +1,45 @@
+"""Signals: asked politely the run stops between steps; asked twice it stops at once and does not save half a step."""
+
+import os
+import signal
+
+import pytest
+
+from sslkit.stopping import Interrupted, Stopper
+
+
+def raise_signal(signum):
+    os.kill(os.getpid(), signum)
+
+
+def test_the_first_signal_waits_for_the_step_to_end():
+    said = []
+    with Stopper(said.append) as stopper:
+        raise_signal(signal.SIGTERM)
+        assert said
+        with pytest.raises(Interrupted) as stopped:
+            stopper.stop_if_asked()
+    assert stopped.value.status == 143
+    assert not stopped.value.within_step
+
+
+def test_a_second_signal_cuts_the_step_in_two():
+    with Stopper(lambda text: None):
+        raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted) as stopped:
+            raise_signal(signal.SIGINT)
+    assert stopped.value.status == 130
+    assert stopped.value.within_step
+
+
+def test_an_evaluation_is_interrupted_at_once_and_the_state_is_whole():
+    with Stopper(lambda text: None) as stopper, pytest.raises(Interrupted) as stopped, stopper.at_once():
+        raise_signal(signal.SIGINT)
+    assert not stopped.value.within_step
+
+
+def test_the_handlers_of_before_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopper(lambda text: None):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
