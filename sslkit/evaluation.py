@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sslkit.data import Stores
     from sslkit.progress import Display
 
+ABOUT = frozenset({"epoch", "step", "n_train", "n_test", "seed", "seconds", "during_run"})
+"""Numbers of a record that describe it and are no result."""
+
 
 def evaluate(
     backbone: nn.Module, evaluators: Iterable[Choice], stores: "Stores", device: torch.device, seed: int
@@ -52,14 +55,14 @@ def evaluate(
         }
 
 
+def measured(record: dict[str, Any]) -> dict[str, float]:
+    """What an evaluator found, without what is said about it: {"top1": 0.83, "top5": 0.99}."""
+    return {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ABOUT}
+
+
 def as_metrics(record: dict[str, Any]) -> dict[str, float]:
     """A record as plain floats for trackers: {"knn/top1": 0.83}."""
-    about = {"epoch", "step", "n_train", "n_test", "seed", "seconds", "during_run"}
-    return {
-        f"{record['evaluator']}/{k}": float(v)
-        for k, v in record.items()
-        if isinstance(v, int | float) and k not in about
-    }
+    return {f"{record['evaluator']}/{k}": v for k, v in measured(record).items()}
 
 
 def evaluate_saved(path: Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:

@@ -12,48 +12,49 @@ hookimpl = pluggy.HookimplMarker("sslkit")
 
 
 @hookspec
-def register_methods(register):  # noqa: ANN001, ANN201
+def register_methods(register):
     """Offer methods: register("byol", BYOL), a subclass of sslkit.methods.Method."""
 
 
 @hookspec
-def register_backbones(register):  # noqa: ANN001, ANN201
-    """Offer backbones: register("mynet", factory); factory(config) -> nn.Module without classifier.
+def register_backbones(register):
+    """Offer backbones: register("mynet", factory); factory(config) -> nn.Module without classifier;
+    one that takes a keyword image_size is told it.
 
     A name that ends in ":" takes what follows it: register("hub:", factory); factory(rest, config) -> nn.Module.
     """
 
 
 @hookspec
-def register_augmentations(register):  # noqa: ANN001, ANN201
+def register_augmentations(register):
     """Offer view recipes: register("simclr", SimCLRViews), a subclass of sslkit.augment.Recipe."""
 
 
 @hookspec
-def register_evaluators(register):  # noqa: ANN001, ANN201
+def register_evaluators(register):
     """Offer evaluators: register("knn", KNN), a subclass of sslkit.evaluators.Evaluator."""
 
 
 @hookspec
-def register_datasets(register):  # noqa: ANN001, ANN201
+def register_datasets(register):
     """Offer data sets: register("cifar10", CIFAR10), a subclass of sslkit.data.Source."""
 
 
 @hookspec
-def register_commands(cli):  # noqa: ANN001, ANN201
+def register_commands(cli):
     """Add click commands to the `sslkit` group: @cli.command() def mine(): ..."""
 
 
 @hookspec
-def run_started(run):  # noqa: ANN001, ANN201
+def run_started(run):
     """A run is built and its directory exists; nothing has been stepped."""
 
 
 @hookspec
-def run_logged(run, step, metrics):  # noqa: ANN001, ANN201
+def run_logged(run, step, metrics):
     """Fresh metrics, already plain floats: once a logging interval and once an evaluation, never once a step."""
 
 
 @hookspec
-def run_finished(run, error):  # noqa: ANN001, ANN201
+def run_finished(run, error):
     """The run has ended; error is None, or the exception that ended it."""

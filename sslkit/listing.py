@@ -58,10 +58,11 @@ def print_origins(resolved: "Resolved") -> None:
 
 def print_records(records: list[dict[str, Any]]) -> None:
     """The results of evaluators, with what they were measured on and how."""
+    from sslkit.progress import figures
+
     table = _table("evaluator", "result", "data", "protocol")
     for record in records:
-        metrics = "  ".join(f"{k} {v:.2%}" for k, v in record.items() if k in ("top1", "top5"))
-        table.add_row(*map(Text, (record["evaluator"], metrics, record["data"], record["protocol"])))
+        table.add_row(*map(Text, (record["evaluator"], figures(record), record["data"], record["protocol"])))
     _console().print(table)
 
 

@@ -66,9 +66,16 @@ class Display:
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """One evaluator's result."""
-        figures = "  ".join(f"{k} {100 * record[k]:.1f} %" for k in ("top1", "top5") if k in record)
         when = f"epoch {record['epoch']}  " if "epoch" in record else ""
-        self.say(f"{when}{record['evaluator']}: {figures}")
+        self.say(f"{when}{record['evaluator']}: {figures(record)}")
+
+
+def figures(record: dict[str, Any]) -> str:
+    """An evaluator's result in words; accuracies in per cent."""
+    from sslkit.evaluation import measured
+
+    found = measured(record).items()
+    return "  ".join(f"{k} {100 * v:.1f} %" if k.startswith("top") else f"{k} {v:.4g}" for k, v in found)
 
 
 def _in_words(metrics: dict[str, Any]) -> str:

@@ -131,6 +131,7 @@ def test_installed_parts_work_together_from_the_command_line(sslkit, good, tmp_p
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "tiny/evaluations.jsonl").read_text().splitlines()]
     assert {r["evaluator"] for r in records} == {"spread", "knn"}
+    assert "epoch 1  spread: spread 0." in done.stderr
     assert all(r["spread"] > 0 for r in records if r["evaluator"] == "spread")
     assert (tmp_path / "tiny/config.yaml").read_text().count("tinyviews") == 1
 
