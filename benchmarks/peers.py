@@ -7,7 +7,7 @@ images as a folder of PNG files, the same network with its original stem, batch 
 and schedule; each uses its own transforms and loading, lightly with two workers. They take turns in processes of
 their own. Both backbones are judged by the same kNN on the same features, images of the training folder to test.
 
-Protocol: (1) speed: ROUNDS turns of 3 epochs each, the first epoch is warm-up, images/s over the other two, median;
+Protocol: (1) speed: ROUNDS turns of 2 epochs each, the first epoch is warm-up, images/s over the other, median;
 (2) accuracy: each gets as many epochs as its speed allows in `--seconds`, a whole cosine schedule, one seed.
 Needs `pip install lightly`.
 """
@@ -31,6 +31,7 @@ IMAGES = 10_000
 TEST_IMAGES = 5_000
 BATCH = 256
 ROUNDS = 3
+SPEED_EPOCHS = 2
 LR = 0.12
 WEIGHT_DECAY = 5e-4
 TEMPERATURE = 0.5
@@ -45,9 +46,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers-cpu.json"))
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--judge", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
-        print(json.dumps(CONTESTANTS[args.contestant](args.cifar, args.epochs, args.seed)))
+        result, backbone = CONTESTANTS[args.contestant](args.cifar, args.epochs, args.seed)
+        print(json.dumps(result | (judge(backbone, args.cifar) if args.judge else {})))
         return
     with tempfile.TemporaryDirectory() as folder:
         write_folder(args.cifar, Path(folder))
@@ -72,15 +75,18 @@ def write_folder(cifar: Path, folder: Path) -> None:
 
 def compete(folder: Path, seconds: float, seed: int) -> dict:
     """Speed in turns, then accuracy in the same time."""
-    from sslkit.runs import environment
+    from sslkit.runs import environment, package_version
 
     speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     for _ in range(ROUNDS):
         for name in CONTESTANTS:
-            speeds[name].append(_turn(name, folder, 3, seed)["images_per_second"])
+            speeds[name].append(_turn(name, folder, SPEED_EPOCHS, seed)["images_per_second"])
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     pairs = [a / b for a, b in zip(speeds["sslkit"], speeds["lightly"])]
-    results = {name: _turn(name, folder, max(2, round(medians[name] * seconds / IMAGES)), seed) for name in CONTESTANTS}
+    results = {
+        name: _turn(name, folder, max(2, round(medians[name] * seconds / IMAGES)), seed, "--judge")
+        for name in CONTESTANTS
+    }
     return {
         "what": "SimCLR, ShuffleNetV2 1.0x (original stem), CIFAR-10, 32 px, fp32",
         "protocol": f"{IMAGES} training images, batch {BATCH}, SGD lr {LR}, {ROUNDS} rounds in turns, median; "
@@ -91,11 +97,12 @@ def compete(folder: Path, seconds: float, seed: int) -> dict:
         "ratio_by_round": pairs,
         "ratio_median": statistics.median(pairs),
         "same_wall_time": results,
-        "environment": environment(),
+        "lightly": package_version("lightly"),
+        "environment": {k: v for k, v in environment().items() if k != "command"},
     }
 
 
-def _turn(name: str, folder: Path, epochs: int, seed: int) -> dict:
+def _turn(name: str, folder: Path, epochs: int, seed: int, *more: str) -> dict:
     words = [
         sys.executable,
         __file__,
@@ -107,13 +114,13 @@ def _turn(name: str, folder: Path, epochs: int, seed: int) -> dict:
         "--seed",
         str(seed),
     ]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    done = subprocess.run([*words, *more], check=True, capture_output=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
     print(name, {k: round(v, 4) for k, v in result.items()}, file=sys.stderr)
     return result
 
 
-def sslkit(folder: Path, epochs: int, seed: int) -> dict:
+def sslkit(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module]:
     """`sslkit run`, as a user would."""
     import sslkit as library
     from sslkit.plugins import host
@@ -144,7 +151,7 @@ def sslkit(folder: Path, epochs: int, seed: int) -> dict:
             out=f"{out}/run",
             quiet=True,
         )
-        return clock.result(epochs) | judge(run.backbone(), folder)
+        return _timing(clock.began, clock.ends, epochs), run.backbone()
 
 
 class EpochClock:
@@ -158,11 +165,8 @@ class EpochClock:
     def run_logged(self) -> None:
         self.ends.append(time.perf_counter())
 
-    def result(self, epochs: int) -> dict:
-        return _timing(self.began, self.ends, epochs)
 
-
-def lightly(folder: Path, epochs: int, seed: int) -> dict:
+def lightly(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module]:
     """lightly's own transform, data set, head and loss in a plain training loop, as its examples write it."""
     import lightly.loss
     import lightly.models.modules
@@ -197,7 +201,7 @@ def lightly(folder: Path, epochs: int, seed: int) -> dict:
             schedule.step()
         ends.append(time.perf_counter())
     backbone.width = 1024
-    return _timing(began, ends, epochs) | judge(backbone, folder)
+    return _timing(began, ends, epochs), backbone
 
 
 def _timing(began: float, ends: list[float], epochs: int) -> dict:
