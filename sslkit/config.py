@@ -204,8 +204,10 @@ def resolve_layers(layers: list[Layer], mistakes: Mistakes, new: bool = True) ->
         sections["eval_data"] = _choice("eval_data", "datasets", values, mistakes)
     evaluators = _evaluators(values, mistakes)
     config = _run_config(values, sections, evaluators, mistakes)
-    if config is not None and new:
-        _look_at_machine(config, mistakes)
+    if new:
+        _look_at_components(sections, evaluators, values.get("batch_size"), mistakes)
+        if config is not None:
+            _look_at_machine(config, mistakes)
     mistakes.stop()
     assert config is not None
     return Resolved(config, origins, _all_values(config))
@@ -377,7 +379,7 @@ def _choice(section: str, kind: str, values: dict[str, Any], mistakes: Mistakes)
     return None if options is None else Choice(name=name, options=options)
 
 
-def _evaluators(values: dict[str, Any], mistakes: Mistakes) -> tuple[Choice, ...] | None:
+def _evaluators(values: dict[str, Any], mistakes: Mistakes) -> tuple[Choice, ...]:
     keys = [k.removeprefix("evaluators.") for k in values if k.startswith("evaluators.")]
     chosen = []
     for name in dict.fromkeys(k.partition(".")[0] for k in keys):
@@ -450,30 +452,38 @@ def _suggest_key(cls: type[Config], loc: list[str], section: str) -> str:
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known) or 'no settings here'}"
 
 
-def _look_at_machine(config: RunConfig, mistakes: Mistakes) -> None:
-    sections = {s: getattr(config, s) for s in (*SECTIONS, "eval_data")}
-    sections |= {f"evaluators.{e.name}": e for e in config.evaluators}
-    for section, choice in sections.items():
-        for message in choice.options.check() if choice else ():
+def _look_at_components(
+    sections: Mapping[str, Choice | None], evaluators: Iterable[Choice], batch_size: Any, mistakes: Mistakes
+) -> None:
+    """What each component finds wrong with its own settings, and data too small for the batch."""
+    named = {**sections, **{f"evaluators.{e.name}": e for e in evaluators}}
+    wrong = {section: list(choice.options.check()) for section, choice in named.items() if choice}
+    for section, messages in wrong.items():
+        for message in messages:
             mistakes.add(section, message)
+    data = sections["data"]
+    if data and not wrong["data"]:
+        default = RunConfig.model_fields["batch_size"].default
+        _compare_with_data(data, default if batch_size is None else batch_size, mistakes)
+
+
+def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> None:
+    try:
+        count = plugins.find("datasets", data.name)(data.options).count()
+    except UserError as error:
+        mistakes.add("data", str(error))
+        return
+    if count is not None and isinstance(batch_size, int) and batch_size > count:
+        mistakes.add("batch_size", f"{batch_size} is more than the {count} images of the data; lower it")
+
+
+def _look_at_machine(config: RunConfig, mistakes: Mistakes) -> None:
     for message in config.optimizer.check():
         mistakes.add("optimizer.name", message)
     if config.out and config.out.exists() and any(config.out.iterdir() if config.out.is_dir() else [1]):
         mistakes.add("out", f"{config.out} already holds something; choose another, or `sslkit resume {config.out}`")
-    if message := _device_missing(config.device):
-        mistakes.add("device", message)
-    if not mistakes.lines:
-        _compare_with_data(config, mistakes)
-
-
-def _compare_with_data(config: RunConfig, mistakes: Mistakes) -> None:
-    try:
-        count = plugins.find("datasets", config.data.name)(config.data.options).count()
-    except UserError as error:
-        mistakes.add("data", str(error))
-        return
-    if count is not None and config.batch_size > count:
-        mistakes.add("batch_size", f"{config.batch_size} is more than the {count} images of the data; lower it")
+    if missing := _device_missing(config.device):
+        mistakes.add("device", missing)
 
 
 def _device_missing(device: str) -> str | None:

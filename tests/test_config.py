@@ -103,6 +103,9 @@ def test_paths_are_checked(tmp_path):
 
 def test_a_batch_larger_than_the_data_and_a_taken_out_are_mistakes(tmp_path):
     assert "more than the 1437 images" in mistakes("batch_size=2000")
+    both = mistakes("batch_size=2000", "epocs=3")
+    assert "more than the 1437 images" in both
+    assert "epocs" in both
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/config.yaml").write_text("")
     assert f"sslkit resume {tmp_path}/taken" in mistakes(f"out={tmp_path}/taken")
