@@ -1,6 +1,6 @@
 """From `key=value` words and YAML recipes to one validated, frozen RunConfig; every mistake in one message.
 
-Layers, weakest first: field default, the data set's recommended settings, the method's, recipe file, command line.
+Layers, weakest first: field default, the method's settings, the data set's, recipe file, command line.
 Each value remembers which layer it came from.
 """
 
