@@ -4,7 +4,7 @@ import pytest
 
 import sslkit as library
 
-# Points of kNN top-1 over epoch 0. Measured at 45 to 50 over seeds 0 and 1 for SimCLR.
+# kNN top-1 over epoch 0, as a fraction; measured on two cores, seed 0: simclr 0.525, byol 0.417.
 MARGINS = {"simclr": 0.30, "byol": 0.30}
 
 
