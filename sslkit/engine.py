@@ -313,8 +313,7 @@ def _save(run: Run, parts: Parts, step: int) -> Path:
         "scaler": parts.scaler.state_dict(),
         "steps_per_epoch": parts.steps_per_epoch,
     }
-    checkpoint = Checkpoint(step, parts.method.state_dict(), tensors, state)
-    path = run.save_checkpoint(checkpoint, name, run.config.checkpoint_every)
+    # The backbone first: a kill between the two must not leave it older than the checkpoint one goes on from.
     save_backbone(
         parts.method.backbone,
         run.backbone_file,
@@ -324,7 +323,8 @@ def _save(run: Run, parts: Parts, step: int) -> Path:
         std=parts.stores.std,
         config=run.config.model_dump(mode="json"),
     )
-    return path
+    checkpoint = Checkpoint(step, parts.method.state_dict(), tensors, state)
+    return run.save_checkpoint(checkpoint, name, run.config.checkpoint_every)
 
 
 def _restore(parts: Parts, checkpoint: Checkpoint) -> None:

@@ -239,6 +239,19 @@ def test_plugins_hear_of_the_run(tmp_path):
     assert heard == [("started", "run"), ("logged", 0), ("logged", 3), ("logged", 3), ("finished", None)]
 
 
+def test_a_kill_between_the_files_leaves_no_backbone_older_than_the_checkpoint(tmp_path, monkeypatch):
+    save, seen = library.Run.save_checkpoint, []
+
+    def checked(self, checkpoint, name, keep):
+        backbone = load_file(self.backbone_file)
+        seen.append(all(torch.equal(backbone[k], checkpoint.model[f"backbone.{k}"]) for k in backbone))
+        return save(self, checkpoint, name, keep)
+
+    monkeypatch.setattr(library.Run, "save_checkpoint", checked)
+    run(tmp_path, evaluators=[], checkpoint_every=1)
+    assert seen == [True, True]
+
+
 def test_two_runs_without_a_name_do_not_meet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = (library.run(**TINY, **KNN_ONLY) for _ in range(2))
