@@ -215,9 +215,9 @@ def _timing(began: float, ends: list[float], epochs: int) -> dict:
 
 def judge(backbone: torch.nn.Module, folder: Path) -> dict:
     """The same kNN for both."""
-    from sslkit.config import resolve
     from sslkit.data import open_stores
     from sslkit.evaluation import evaluate
+    from sslkit.resolve import resolve
 
     config = resolve([f"data={folder}", "evaluators=[knn]"]).config
     stores = open_stores(config.data, None, 0, say=lambda text: None)

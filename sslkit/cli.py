@@ -60,10 +60,11 @@ def run(words: tuple[str, ...], dry_run: bool) -> None:
 
     Keys without a dot belong to the run (method backbone data augment evaluators epochs batch_size ...), dotted
     ones to what they name (method.temperature=0.2 optimizer.lr=0.1). `sslkit show run` explains every key.
+    recipe=NAME starts from one of `sslkit list recipes`.
     """
-    from sslkit.config import resolve
+    from sslkit.resolve import resolve
 
-    recipe = Path(words[0]) if words and "=" not in words[0] else None
+    recipe = words[0] if words and "=" not in words[0] else None
     resolved = resolve(words[1:] if recipe else words, recipe)
     if dry_run:
         from sslkit.listing import print_origins
@@ -77,11 +78,38 @@ def run(words: tuple[str, ...], dry_run: bool) -> None:
 
 @cli.command()
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
-def resume(path: Path) -> None:
+@click.option("--devices", type=click.IntRange(min=1), help="Processes to go on with, if not as many as before.")
+def resume(path: Path, devices: int | None) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been."""
     from sslkit import engine
 
-    _conclude(engine.resume(path))
+    _conclude(engine.resume(path, devices=devices))
+
+
+def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no list of numbers, such as 1,2") from error
+
+
+@cli.command()
+@WORDS
+@click.option("--transforms", required=True, metavar="A,B,...", help="Transformations to choose from.")
+@click.option("--sizes", default="1,2", show_default=True, callback=_numbers, help="How many of them at a time.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the search.")
+def search(words: tuple[str, ...], transforms: str, sizes: list[int], out: Path) -> None:
+    """Train pirl on each combination of transformations, and rank them: sslkit search [key=value]... --transforms A,B
+
+    The settings are those of `sslkit run`. The same command goes on with a search that was stopped.
+    """
+    from rich.console import Console
+
+    from sslkit.search import as_table, search_words
+
+    outcomes = search_words(words, transforms.split(","), sizes, out)
+    Console(highlight=False).print(as_table(outcomes))
+    click.echo(f"results: {out}")
 
 
 @cli.command()
@@ -103,23 +131,29 @@ def evaluate(path: Path, words: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command("list")
-@click.argument("kind", required=False, type=click.Choice(plugins.KINDS))
+@click.argument("kind", required=False, type=click.Choice([*plugins.KINDS, "recipes"]))
 @click.option("--json", "as_json", is_flag=True, help="Print a list of {name, summary, distribution}.")
 def list_(kind: str | None, as_json: bool) -> None:
-    """Show every method, backbone, augmentation, evaluator and data set, and who brought it."""
+    """Show every method, backbone, augmentation, evaluator and data set, and who brought it; or the recipes."""
     from sslkit.listing import print_components
 
     print_components([kind] if kind else list(plugins.KINDS), as_json)
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice([*plugins.KINDS, "run"]))
+@click.argument("kind", type=click.Choice([*plugins.KINDS, "recipes", "run"]))
 @click.argument("name", required=False)
 def show(kind: str, name: str | None) -> None:
-    """Explain one component and its settings: sslkit show methods byol; `sslkit show run` for the run's own."""
-    from sslkit.listing import print_settings_of
+    """Explain one component and its settings: sslkit show methods byol; `sslkit show run` for the run's own.
 
-    print_settings_of(kind, name)
+    `sslkit show recipes NAME` prints a recipe.
+    """
+    from sslkit.listing import print_recipe, print_settings_of
+
+    if kind == "recipes":
+        print_recipe(name)
+    else:
+        print_settings_of(kind, name)
 
 
 @cli.command()
@@ -132,9 +166,9 @@ def pack(source: str, out: Path, words: tuple[str, ...], role: Any) -> None:
 
     `sslkit show datasets folder` explains the keys.
     """
-    from sslkit.config import resolve_data
     from sslkit.data import pack_source
     from sslkit.progress import Display
+    from sslkit.resolve import resolve_data
 
     store = pack_source(resolve_data(source, words), out, role, Display().say)
     size = out.stat().st_size / 2**20
@@ -158,6 +192,8 @@ def main() -> None:
 
 
 def _conclude(run: "Run") -> None:
+    from sslkit import launch
     from sslkit.listing import print_outcome
 
-    print_outcome(run)
+    if launch.speaks():
+        print_outcome(run)

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from sslkit import plugins
-from sslkit.config import Choice, Layer, Mistakes, Resolved, flatten, parse_words, read_recipe, resolve_layers
+from sslkit.config import Choice
 from sslkit.errors import UserError
 from sslkit.evaluators import Subject
+from sslkit.recipes import read_recipe
+from sslkit.resolve import Resolved, resolve_layers
+from sslkit.settings import Layer, Mistakes, flatten, parse_words
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
@@ -68,8 +71,8 @@ def as_metrics(record: dict[str, Any]) -> dict[str, float]:
 def evaluate_saved(path: Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:
     """`sslkit evaluate RUN|FILE key=value...`: the records; a run also keeps them in its evaluations.jsonl."""
     from sslkit.backbones import create_backbone, load_backbone
+    from sslkit.build import pick_device
     from sslkit.data import open_stores
-    from sslkit.engine import pick_device
     from sslkit.runs import Run
 
     run = Run.open(path) if path.is_dir() else None

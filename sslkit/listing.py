@@ -8,17 +8,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sslkit import plugins
+from sslkit import plugins, recipes
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
-    from sslkit.config import Config, Resolved
+    from sslkit.config import Config
+    from sslkit.resolve import Resolved
     from sslkit.runs import Run
 
 
 def print_components(kinds: list[str], as_json: bool) -> None:
-    """Every component of these kinds; with `as_json`, a list for one kind and a mapping for several."""
-    rows = {kind: [_row(c) for c in plugins.components(kind)] for kind in kinds}
+    """Every component of these kinds, or recipe; with `as_json`, a list for one kind and a mapping for several."""
+    rows = {kind: _recipes() if kind == "recipes" else [_row(c) for c in plugins.components(kind)] for kind in kinds}
     if as_json:
         click.echo(json.dumps(rows[kinds[0]] if len(kinds) == 1 else rows, indent=2, ensure_ascii=False))
         return
@@ -45,6 +46,13 @@ def print_settings_of(kind: str, name: str | None) -> None:
     console.print(Text(_docstring(component)))
     section = {"evaluators": f"evaluators.{name}"}.get(kind) or _section(kind)
     console.print(_settings_table(f"{section}.", config_class(component)))
+
+
+def print_recipe(name: str | None) -> None:
+    """A shipped recipe as it is written."""
+    if name is None:
+        raise UserError("which one? `sslkit list recipes` names them all")
+    click.echo(recipes.text(name), nl=False)
 
 
 def print_origins(resolved: "Resolved") -> None:
@@ -89,8 +97,12 @@ def _row(component: plugins.Component) -> dict[str, str]:
     }
 
 
+def _recipes() -> list[dict[str, str]]:
+    return [{"name": n, "summary": recipes.summary(n), "distribution": "sslkit"} for n in recipes.names()]
+
+
 def _section(kind: str) -> str:
-    from sslkit.config import SECTIONS
+    from sslkit.settings import SECTIONS
 
     return next(section for section, owner in SECTIONS.items() if owner == kind)
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit import atomic
-from sslkit.config import Layer, Mistakes, Resolved, RunConfig, flatten, read_recipe, resolve_layers
+from sslkit.config import RunConfig
 from sslkit.errors import UserError
+from sslkit.recipes import read_recipe
+from sslkit.resolve import Resolved, resolve_layers
+from sslkit.settings import Layer, Mistakes, flatten
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,6 +100,13 @@ class Run:
 
     def log_evaluation(self, record: dict[str, Any]) -> None:
         _append(self.path / "evaluations.jsonl", record)
+
+    def discard_untrained(self) -> None:
+        """Remove the directory of a run that a mistake ended before it measured anything."""
+        import shutil
+
+        if not self.metrics and not self.evaluations:
+            shutil.rmtree(self.path)
 
     def note(self, **derived: Any) -> None:
         """Keep values that the run worked out (image size, scaled rate, loader) beside what was asked for."""

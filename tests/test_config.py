@@ -1,10 +1,13 @@
 """Layers, origins, and every mistake in one message."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
-from sslkit.config import resolve
 from sslkit.errors import UserError
+from sslkit.resolve import resolve
 
 
 def mistakes(*words, recipe=None):
@@ -124,3 +127,14 @@ def test_a_recipe_that_is_no_mapping_is_one_mistake(tmp_path, text):
     recipe = tmp_path / "bad.yaml"
     recipe.write_text(text)
     assert str(recipe) in mistakes(recipe=recipe)
+
+
+def test_wrong_values_of_the_command_line_are_told_by_their_word():
+    assert "method.momentum: given twice" in mistakes("method.momentum=0.9", "method.momentum=0.8")
+    assert "optimizer.lr: '[1' is not a value; quote it" in mistakes("optimizer.lr=[1")
+
+
+@pytest.mark.parametrize("module", ["sslkit", "sslkit.cli", "sslkit.settings", "sslkit.recipes", "sslkit.listing"])
+def test_what_the_command_line_needs_first_imports_neither_torch_nor_pydantic(module):
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'pydantic'}} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

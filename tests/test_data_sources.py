@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from sslkit import plugins
-from sslkit.config import resolve
 from sslkit.data import CIFAR10, CIFAR100, STL10, Digits, Folder, Packed, Shapes, pack
 from sslkit.data.split import stratified_split
 from sslkit.errors import UserError
+from sslkit.resolve import resolve
 
 
 def source(cls, **options):
