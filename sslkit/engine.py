@@ -1,55 +1,32 @@
 """Build a run from its configuration and train it. Nothing here knows any particular method.
 
-Reading order: `run` and `resume` at the top, `build`, then `_train` with one epoch and one step below it.
+Reading order: `run` and `resume` at the top, then `_train` with one epoch below it; `build.py` makes the parts,
+`step.py` takes a step. With several processes each runs all of this; the first one logs, evaluates and saves.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from sslkit import evaluation, plugins
-from sslkit.backbones import create_backbone, save_backbone
-from sslkit.config import Mistakes, Resolved, RunConfig, resolve_layers
-from sslkit.data import Stores, make_loader, open_stores
+from sslkit import distributed, evaluation, launch, plugins
+from sslkit.backbones import save_backbone
+from sslkit.build import Parts, build
+from sslkit.config import Choice, RunConfig
 from sslkit.errors import UserError
 from sslkit.health import collapse_warning
 from sslkit.memory import is_out_of_memory, out_of_memory
 from sslkit.meter import Meter
-from sslkit.methods.base import Batch, Method, RunInfo
-from sslkit.optim import make_optimizer, make_schedule, optimizer_tensors, restore_optimizer, scaled_lr
+from sslkit.optim import optimizer_tensors, restore_optimizer
 from sslkit.progress import Display
+from sslkit.resolve import Resolved, resolve_layers
 from sslkit.runs import Checkpoint, Run, settings_layer
+from sslkit.settings import Mistakes
+from sslkit.step import train_step
 from sslkit.stopping import Interrupted, Stopper
-
-
-@dataclass
-class Parts:
-    """Everything a run is made of, built once."""
-
-    config: RunConfig
-    stores: Stores
-    loader: Any
-    views: nn.Module
-    method: Method
-    optimizer: torch.optim.Optimizer
-    schedule: Any
-    scaler: torch.amp.GradScaler
-    device: torch.device
-    autocast: torch.dtype | None
-    steps_per_epoch: int
-
-    @property
-    def steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
 
 
 def run_settings(settings: dict[str, Any], display: Display | None = None) -> Run:
@@ -61,103 +38,76 @@ def run_settings(settings: dict[str, Any], display: Display | None = None) -> Ru
 
 def run(resolved: Resolved, display: Display | None = None) -> Run:
     """Train from the start; returns the finished run. Raises UserError, or Interrupted after saving."""
-    display = display or Display()
-    parts = build(resolved.config, display.say)
-    new = Run.create(resolved)
-    _note(new, parts)
-    _finish(new, lambda: _train(new, parts, 0, display))
+    if launch.needed(resolved.config.devices):
+        return _launch_new(Run.create(resolved))
+    with launch.joined(resolved.config.device):
+        display = display or Display(quiet=not distributed.is_main())
+        parts = build(resolved.config, display.say)
+        new = _create(resolved)
+        _note(new, parts)
+        _finish(new, lambda: _train(new, parts, 0, display))
     return new
 
 
-def resume(path: str | Path, display: Display | None = None) -> Run:
-    """Go on from the newest undamaged checkpoint, bit for bit as if the run had never stopped."""
-    display = display or Display()
+def resume(path: str | Path, display: Display | None = None, devices: int | None = None) -> Run:
+    """Go on from the newest undamaged checkpoint, bit for bit as if the run had never stopped.
+
+    `devices`: number of processes, where it is to be another than before.
+    """
     old = Run.open(path)
-    parts = build(old.config, display.say)
-    checkpoint, complaints = old.newest_checkpoint()
-    for complaint in complaints:
-        display.say(complaint)
-    if checkpoint is None:
-        display.say(f"{old.path} has no usable checkpoint yet: starting from the beginning")
-    else:
-        _restore(parts, checkpoint)
-        display.say(f"going on from step {checkpoint.step} of {parts.steps}")
-    step = checkpoint.step if checkpoint else 0
-    old.forget_after(step)
-    _finish(old, lambda: _train(old, parts, step, display))
+    if launch.needed(devices or old.config.devices):
+        return launch.start(old, devices or old.config.devices)
+    with launch.joined(old.config.device):
+        display = display or Display(quiet=not distributed.is_main())
+        parts = build(old.config, display.say)
+        step = _go_on(old, parts, display)
+        _finish(old, lambda: _train(old, parts, step, display))
     return old
 
 
-def build(config: RunConfig, say: Callable[[str], None]) -> Parts:
-    """Data, views, method, optimizer and schedule, on their device."""
-    device = pick_device(config.device)
-    autocast = pick_precision(config.precision, device)
-    _set_kernels(config.deterministic, device)
-    stores = open_stores(config.data, config.eval_data, config.seed, say=say)
-    torch.manual_seed(config.seed)
-    method = _build_method(config, stores).to(device)
-    if config.channels_last:
-        method.to(memory_format=torch.channels_last)
-    recipe = plugins.find("augmentations", config.augment.name)
-    views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
-    loader = make_loader(
-        stores.pretrain,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=device,
-        kind=config.loader,
-        workers=config.workers,
-        say=say,
-    )
-    steps_per_epoch = loader.steps_per_epoch // config.accumulate
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"one step takes batch_size × accumulate = {config.batch_size * config.accumulate} images, "
-            f"but the data has {len(stores.pretrain)}; lower one of them"
+def _launch_new(run: Run) -> Run:
+    try:
+        return launch.start(run, run.config.devices)
+    except UserError:
+        run.discard_untrained()
+        raise
+
+
+def _create(resolved: Resolved) -> Run:
+    """The first process makes the directory; the others only look into it."""
+    path = distributed.from_main(Run.create(resolved).path if distributed.is_main() else None)
+    return Run(path, resolved.config, resolved.origins)
+
+
+def _go_on(run: Run, parts: Parts, display: Display) -> int:
+    """Restore the newest checkpoint; the step it was made after, or 0."""
+    before = run.derived.get("processes")
+    if before and before != distributed.world():
+        display.say(
+            f"begun with {_processes(before)}, going on with {distributed.world()}: the same batches, other views"
         )
-    lr = scaled_lr(config.optimizer, config.batch_size * config.accumulate)
-    optimizer = make_optimizer(method, config.optimizer, lr)
-    schedule = make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch)
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
-    return Parts(config, stores, loader, views, method, optimizer, schedule, scaler, device, autocast, steps_per_epoch)
+    checkpoint, complaints = run.newest_checkpoint()
+    for complaint in complaints:
+        display.say(complaint)
+    if checkpoint is not None:
+        _restore(parts, checkpoint)
+        display.say(f"going on from step {checkpoint.step} of {parts.steps}")
+    elif before:
+        display.say(f"{run.path} has no usable checkpoint yet: starting from the beginning")
+    step = checkpoint.step if checkpoint else 0
+    if distributed.is_main():
+        run.forget_after(step)
+        _note(run, parts)
+    return step
 
 
-def pick_device(name: str) -> torch.device:
-    """auto: the first GPU, else Apple's, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type, or None for plain float32."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def _set_kernels(deterministic: bool, device: torch.device) -> None:
-    if device.type != "cuda":
-        return
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-
-
-def _build_method(config: RunConfig, stores: Stores) -> Method:
-    backbone = create_backbone(config.backbone, image_size=stores.image_size)
-    info = RunInfo(len(stores.pretrain), len(stores.pretrain.classes), stores.image_size)
-    method = plugins.find("methods", config.method.name)(config.method.options, backbone, info)
-    if method.uses_labels and stores.pretrain.labels is None:
-        raise UserError(f"method {config.method.name} needs labels, and {config.data.name} has none")
-    return method
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
 
 
 def _note(run: Run, parts: Parts) -> None:
+    if not distributed.is_main():
+        return
     run.note(
         images=len(parts.stores.pretrain),
         skipped=len(parts.stores.pretrain.skipped),
@@ -170,7 +120,8 @@ def _note(run: Run, parts: Parts) -> None:
         width=parts.method.backbone.width,
         parameters=sum(p.numel() for p in parts.method.backbone.parameters()),
         steps_per_epoch=parts.steps_per_epoch,
-        peak_lr=scaled_lr(run.config.optimizer, run.config.batch_size * run.config.accumulate),
+        peak_lr=parts.peak_lr,
+        processes=distributed.world(),
     )
 
 
@@ -182,7 +133,8 @@ def _finish(run: Run, work: Callable[[], None]) -> None:
         error = raised
         raise
     finally:
-        plugins.hooks().run_finished(run=run, error=error)
+        if distributed.is_main():
+            plugins.hooks().run_finished(run=run, error=error)
 
 
 def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
@@ -190,7 +142,8 @@ def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
     first = step // parts.steps_per_epoch
     meter = Meter(parts.method.backbone, parts.device, run.metrics[-1]["seconds"] if step else 0.0)
     saved = time.monotonic()
-    plugins.hooks().run_started(run=run)
+    if distributed.is_main():
+        plugins.hooks().run_started(run=run)
     with Stopper(display.say) as stopper, display.bar(parts.steps, step), meter:
         try:
             _evaluate_if_due(run, parts, first, step, display, stopper)
@@ -198,7 +151,7 @@ def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
                 for done in _epoch(run, parts, epoch, step, meter, display):
                     step = done
                     stopper.stop_if_asked()
-                if _checkpoint_due(parts.config, epoch + 1, time.monotonic() - saved):
+                if distributed.is_main() and _checkpoint_due(parts.config, epoch + 1, time.monotonic() - saved):
                     _save(run, parts, step)
                     saved = time.monotonic()
                 _evaluate_if_due(run, parts, epoch + 1, step, display, stopper)
@@ -215,7 +168,8 @@ def _leave(run: Run, parts: Parts, step: int, meter: Meter, display: Display, st
         return
     if meter.pending:
         _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
-    display.say(f"stopped; saved {_save(run, parts, step)}; go on with: sslkit resume {run.path}")
+    if distributed.is_main():
+        display.say(f"stopped; saved {_save(run, parts, step)}; go on with: sslkit resume {run.path}")
 
 
 def _epoch(run: Run, parts: Parts, epoch: int, step: int, meter: Meter, display: Display) -> Iterator[int]:
@@ -235,44 +189,10 @@ def _epoch(run: Run, parts: Parts, epoch: int, step: int, meter: Meter, display:
                 raise out_of_memory(parts, raws[0], error) from error
             raise
         step += 1
-        meter.add(step, scalars, images=accumulate * parts.config.batch_size)
+        meter.add(step, scalars, images=parts.images_per_step)
         if step % parts.config.log_every == 0 or step == end:
             _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
         yield step
-
-
-def train_step(parts: Parts, raws: list[Any], step: int) -> dict[str, Tensor]:
-    """One optimizer step on `accumulate` raw batches; returns detached scalars, still on the device."""
-    generator = _seed_step(parts, step)
-    sums: dict[str, Tensor] = {}
-    for raw in raws:
-        labels = raw.labels if parts.method.uses_labels else None
-        batch = Batch(parts.views(raw.images, generator), raw.indices, labels)
-        with _autocast(parts):
-            out = parts.method(batch)
-        parts.scaler.scale(out["loss"] / len(raws)).backward()
-        for name, value in out.items():
-            sums[name] = sums.get(name, 0) + value.detach().float() / len(raws)
-    if parts.config.optimizer.clip_grad:
-        parts.scaler.unscale_(parts.optimizer)
-        trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
-        sums["grad_norm"] = nn.utils.clip_grad_norm_(trained, parts.config.optimizer.clip_grad)
-    parts.scaler.step(parts.optimizer)
-    parts.scaler.update()
-    parts.optimizer.zero_grad(set_to_none=True)
-    parts.method.after_step((step + 1) / parts.steps)
-    return sums
-
-
-def _seed_step(parts: Parts, step: int) -> torch.Generator:
-    """All randomness of a step is a pure function of (seed, step), so a resumed run needs no generator state."""
-    seed = int(np.random.SeedSequence([parts.config.seed, step]).generate_state(1, np.uint64)[0] >> 1)
-    torch.manual_seed(seed)
-    return torch.Generator(parts.device).manual_seed(seed)
-
-
-def _autocast(parts: Parts) -> Any:
-    return torch.autocast(parts.device.type, parts.autocast) if parts.autocast else nullcontext()
 
 
 def _lr(parts: Parts) -> float:
@@ -281,6 +201,8 @@ def _lr(parts: Parts) -> float:
 
 
 def _log(run: Run, parts: Parts, metrics: dict[str, Any], display: Display) -> None:
+    if not distributed.is_main():
+        return
     run.log_metrics(metrics)
     display.metrics(metrics)
     if warning := _signs_of_collapse(parts, metrics):
@@ -317,7 +239,7 @@ def _save(run: Run, parts: Parts, step: int) -> Path:
     save_backbone(
         parts.method.backbone,
         run.backbone_file,
-        name=run.config.backbone.name,
+        name=parts.method.trained_backbone(run.config.backbone).name,
         image_size=parts.stores.image_size,
         mean=parts.stores.mean,
         std=parts.stores.std,
@@ -350,11 +272,15 @@ def _evaluate_if_due(run: Run, parts: Parts, epoch: int, step: int, display: Dis
         return
     known = {r["evaluator"] for r in run.evaluations if r["epoch"] == epoch and r["during_run"]}
     todo = [e for e in parts.config.evaluators if e.name not in known]
-    if not todo or parts.stores.train is None:
-        return
-    with stopper.at_once():
-        for record in evaluation.evaluate(parts.method.backbone, todo, parts.stores, parts.device, parts.config.seed):
-            record = {"epoch": epoch, "step": step, "during_run": True} | record
-            run.log_evaluation(record)
-            display.evaluation(record)
-            plugins.hooks().run_logged(run=run, step=step, metrics=evaluation.as_metrics(record))
+    stopper.stop_if_asked()
+    if todo and parts.stores.train is not None and distributed.is_main():
+        stopper.at_once(lambda: _evaluate(run, parts, todo, {"epoch": epoch, "step": step}, display))
+    stopper.stop_if_asked()
+
+
+def _evaluate(run: Run, parts: Parts, todo: list[Choice], when: dict[str, int], display: Display) -> None:
+    for record in evaluation.evaluate(parts.method.backbone, todo, parts.stores, parts.device, parts.config.seed):
+        record = {**when, "during_run": True} | record
+        run.log_evaluation(record)
+        display.evaluation(record)
+        plugins.hooks().run_logged(run=run, step=when["step"], metrics=evaluation.as_metrics(record))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sslkit import distributed
 from sslkit.errors import UserError
 from sslkit.health import effective_rank, feature_std
 
@@ -73,9 +74,13 @@ class Meter:
         return self._count > 0
 
     def read(self, run: "Run", lr: float, epoch: float) -> dict[str, Any]:
-        """Means since the last reading, and a fresh interval. Raises UserError where a loss was not finite."""
+        """Means since the last reading, over all processes, and a fresh interval.
+
+        All processes call it after the same step. Raises UserError where a loss was not finite.
+        """
         self.stop_if_not_finite(run)
-        means = {k: float(v) / self._count for k, v in self._sums.items()}
+        totals = distributed.mean(torch.stack([value.float() for value in self._sums.values()]))
+        means = dict(zip(self._sums, (totals / self._count).tolist()))
         elapsed = time.perf_counter() - self._began
         self._seconds += elapsed
         record = {
@@ -94,7 +99,7 @@ class Meter:
 
     def stop_if_not_finite(self, run: "Run") -> None:
         """Raises UserError naming the first step whose loss was not finite, before anything of it is saved."""
-        step = int(self._bad_step)
+        step = distributed.largest(int(self._bad_step))
         if step >= 0:
             saved = run.checkpoints
             raise UserError(

@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules, and optimizer state as plain tensors and JSON."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,15 +42,17 @@ def scaled_lr(settings: Optimizer, batch: int) -> float:
     return settings.lr * scale[settings.lr_scaling]
 
 
-def make_optimizer(module: nn.Module, settings: Optimizer, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    module: nn.Module, settings: Optimizer, lr: float, constant: Iterable[str] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of every parameter of `module` that takes a gradient, at learning rate `lr`.
 
     Biases and normalisation parameters, known by having one dimension, are not decayed, nor adapted by LARS
-    (as in SimCLR and BYOL). sgd is momentum SGD without Nesterov; timm's optimizers keep timm's own betas
-    unless others than Adam's usual ones are set. On CUDA torch updates all tensors at once (foreach),
-    deterministically.
+    (as in SimCLR and BYOL). `constant` names the parts of `module` whose rate `Schedule` keeps at its peak. sgd
+    is momentum SGD without Nesterov; timm's optimizers keep timm's own betas unless others than Adam's usual
+    ones are set. On CUDA torch updates all tensors at once (foreach), deterministically.
     """
-    groups = _groups(module, settings.weight_decay)
+    groups = _groups(module, settings, tuple(constant))
     shared: dict[str, Any] = {"lr": lr, "weight_decay": settings.weight_decay}
     if settings.name == "sgd":
         return torch.optim.SGD(groups, momentum=settings.momentum, **shared)
@@ -62,11 +64,20 @@ def make_optimizer(module: nn.Module, settings: Optimizer, lr: float) -> torch.o
     return _timm_optimizer(groups, settings, **shared)
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    weights = {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay}
-    exempt = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
-    return [group for group in (weights, exempt) if group["params"]]
+def _groups(module: nn.Module, settings: Optimizer, constant: tuple[str, ...]) -> list[dict[str, Any]]:
+    trained = [(name.partition(".")[0] in constant, p) for name, p in module.named_parameters() if p.requires_grad]
+    # timm's schedules multiply the rate of a group by its lr_scale.
+    exempt = {"weight_decay": 0.0} | ({"lr_scale": settings.exempt_lr / settings.lr} if settings.exempt_lr else {})
+    kinds = [
+        {
+            "params": [p for held, p in trained if held == stays and (p.ndim > 1) == decayed],
+            "constant_lr": stays,
+            **({"weight_decay": settings.weight_decay} if decayed else exempt),
+        }
+        for stays in (False, True)
+        for decayed in (True, False)
+    ]
+    return [group for group in kinds if group["params"]]
 
 
 def _lars(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
@@ -95,12 +106,14 @@ def _timm_optimizer(
 
 
 class Schedule:
-    """Sets the learning rate as a pure function of the step, so that there is nothing to checkpoint."""
+    """Sets learning rate and weight decay as a pure function of the step, so there is nothing to checkpoint."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, warmup: int) -> None:
         from timm.scheduler import CosineLRScheduler
 
         self._optimizer = optimizer
+        self._steps, self._warmup = steps, warmup
+        self._decay, self._decay_end = settings.weight_decay, settings.weight_decay_end
         peak = optimizer.param_groups[0]["lr"]
         cosine = settings.schedule == "cosine"
         self._scheduler = CosineLRScheduler(
@@ -117,7 +130,16 @@ class Schedule:
     def set(self, step: int) -> float:
         """Set and return the learning rate of optimizer step `step`, counted from 0."""
         self._scheduler.step_update(step)
+        for group in self._optimizer.param_groups:
+            if group["constant_lr"] and step >= self._warmup:
+                group["lr"] = group["initial_lr"] * group.get("lr_scale", 1.0)
+            if self._decay_end is not None and group["weight_decay"]:
+                group["weight_decay"] = _cosine(self._decay, self._decay_end, step / self._steps)
         return self._optimizer.param_groups[0]["lr"]
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, steps_per_epoch: int) -> Schedule:

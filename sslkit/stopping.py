@@ -2,10 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+from sslkit import distributed
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,20 +37,21 @@ class Stopper:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """For stretches that change nothing worth saving (an evaluation): a signal interrupts them."""
+    def at_once(self, work: Callable[[], None]) -> None:
+        """For work that changes nothing worth saving (an evaluation): a signal breaks it off, for `stop_if_asked`."""
         self._immediate = True
         try:
-            self.stop_if_asked()
-            yield
+            if not self.asked:
+                work()
+        except Interrupted as stopped:
+            self.asked = stopped.status - 128
         finally:
             self._immediate = False
 
     def stop_if_asked(self) -> None:
-        """Called between two steps. Raises Interrupted if a signal has come."""
-        if self.asked:
-            raise Interrupted(self.asked, within_step=False)
+        """Called between two steps, by all processes. Raises Interrupted in all of them if a signal has come to one."""
+        if signum := distributed.largest(self.asked or 0):
+            raise Interrupted(signum, within_step=False)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, signum

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit import plugins
-from sslkit.config import Config, Optimizer, RunConfig, config_class
+from sslkit.config import Choice, Config, Optimizer, RunConfig, config_class
 from sslkit.methods.base import Batch, Method, RunInfo
 
 __all__ = [
@@ -79,6 +79,8 @@ def check_method(
         twin = _make_method(method_class, config, image_size, backbone)
         batch = _make_batch(method_class, image_size)
         _check_backbone_kept_once(method)
+        if method_class.embed is not Method.embed:
+            _check_embeddings(method, batch)
         _check_forward(method, batch)
         _check_after_step(method, batch)
         _check_state_is_complete(method, twin, batch)
@@ -99,7 +101,8 @@ def _make_method(
 ) -> Method:
     from sslkit.backbones import create_backbone
 
-    made = create_backbone(backbone, image_size) if isinstance(backbone, str) else backbone()
+    named = isinstance(backbone, str)
+    made = create_backbone(method_class.trained_backbone(Choice(name=backbone)), image_size) if named else backbone()
     return method_class(config, made, RunInfo(images=4 * IMAGES, classes=2, image_size=image_size))
 
 
@@ -120,6 +123,18 @@ def _check_backbone_kept_once(method: Method) -> None:
         names == ["backbone"],
         f"the backbone must be registered once, as `backbone`, not as {names}: inside another module it is saved twice",
     )
+
+
+def _check_embeddings(method: Method, batch: Batch) -> None:
+    """Rows of different micro-batches and processes are concatenated, so each must belong to one image."""
+    with _seeded(2), torch.no_grad():
+        embedded = method.embed(batch)
+    _expect(isinstance(embedded, dict) and bool(embedded), "embed must return a dict of tensors")
+    for name, rows in embedded.items():
+        _expect(
+            isinstance(rows, Tensor) and rows.ndim > 0 and len(rows) == IMAGES,
+            f"embed: {name} must have one row an image, [{IMAGES}, ...], the image first: use batch.by_image(...)",
+        )
 
 
 def _check_forward(method: Method, batch: Batch) -> None:

@@ -118,6 +118,46 @@ def test_the_shortest_runs_learn(steps):
     assert curve(settings(), steps, 1)[0] == 0.5
 
 
+class TwoParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.predictor = nn.Linear(2, 3), nn.Linear(3, 3)
+
+
+def groups_after(optimizer_settings: Optimizer, step: int, constant=()) -> dict[tuple[str, int], dict]:
+    """The settings that each parameter has at `step` of 100, by its part and number of dimensions."""
+    net = TwoParts()
+    optimizer = make_optimizer(net, optimizer_settings, 0.5, constant)
+    make_schedule(optimizer, optimizer_settings, 100, 10).set(step)
+    owner = {id(p): (name.partition(".")[0], p.ndim) for name, p in net.named_parameters()}
+    return {owner[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_a_constant_part_keeps_its_peak_while_the_others_fall():
+    for step, expected in ((4, 0.5 * 5 / 11), (10, 0.5), (55, 0.5), (99, 0.5)):
+        rates = groups_after(settings(), step, constant=("predictor",))
+        assert rates["predictor", 2]["lr"] == rates["predictor", 1]["lr"] == pytest.approx(expected)
+    assert rates["backbone", 2]["lr"] < 1e-3
+
+
+@pytest.mark.parametrize("step", [0, 4, 50])
+def test_exempt_parameters_may_have_a_rate_of_their_own(step):
+    rates = groups_after(settings(lr=0.2, exempt_lr=0.0048), step)
+    for part in ("backbone", "predictor"):
+        assert rates[part, 1]["lr"] == pytest.approx(rates[part, 2]["lr"] * 0.0048 / 0.2)
+        assert rates[part, 1]["weight_decay"] == 0
+
+
+def test_weight_decay_follows_a_cosine():
+    """DINO (Caron et al. 2021): from 0.04 to 0.4."""
+    for step in (0, 25, 50, 100):
+        decay = groups_after(settings(weight_decay=0.04, weight_decay_end=0.4), step)
+        expected = 0.4 - 0.18 * (1 + math.cos(math.pi * step / 100))
+        assert decay["backbone", 2]["weight_decay"] == pytest.approx(expected)
+        assert decay["backbone", 1]["weight_decay"] == 0
+    assert groups_after(settings(weight_decay=0.04), 50)["backbone", 2]["weight_decay"] == 0.04
+
+
 # --- updates, value by value ---
 
 

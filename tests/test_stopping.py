@@ -33,8 +33,21 @@ def test_a_second_signal_cuts_the_step_in_two():
 
 
 def test_an_evaluation_is_interrupted_at_once_and_the_state_is_whole():
-    with Stopper(lambda text: None) as stopper, pytest.raises(Interrupted) as stopped, stopper.at_once():
+    done = []
+
+    def work():
+        done.append("begun")
         raise_signal(signal.SIGINT)
+        done.append("ended")
+
+    with Stopper(lambda text: None) as stopper:
+        stopper.at_once(work)
+        assert done == ["begun"]
+        with pytest.raises(Interrupted) as stopped:
+            stopper.stop_if_asked()
+        stopper.at_once(work)
+    assert done == ["begun"]
+    assert stopped.value.status == 130
     assert not stopped.value.within_step
 
 

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sslkit import plugins
 from sslkit.data.source import ArrayImages, Role, Source
 from sslkit.data.split import stratified_split
+from sslkit.errors import UserError
 
 SIDE = 32
 TRAIN = 1437
@@ -29,15 +31,18 @@ class Digits(Source):
         "optimizer.name": "adamw",
         "optimizer.lr": 1e-3,
         "optimizer.lr_scaling": "none",
+        "optimizer.exempt_lr": None,
         "optimizer.weight_decay": 1e-4,
+        "optimizer.weight_decay_end": None,
     }
 
     @classmethod
     def advice(cls, method: str) -> dict[str, Any]:
         """A minute or so on two cores. BYOL's own settings are for a thousand times as many steps as there are here:
         it needs large steps, and batch norm on the projection against partial collapse (benchmarks/LOG.md)."""
+        advice = {**cls.defaults, "augment.views": _views_of(method)}
         if method != "byol":
-            return cls.defaults
+            return advice
         byol = {
             "optimizer.name": "lars",
             "optimizer.lr": 2.0,
@@ -45,7 +50,7 @@ class Digits(Source):
             "method.last_norm": True,
             "method.momentum": 0.992,
         }
-        return cls.defaults | byol
+        return advice | byol
 
     def count(self) -> int:
         return TRAIN
@@ -57,6 +62,15 @@ class Digits(Source):
 
     def natural_size(self) -> int:
         return SIDE
+
+
+def _views_of(method: str) -> int:
+    """How many views of an image the method's own recipe makes; two where it is not known."""
+    try:
+        recipe = plugins.find("augmentations", plugins.find("methods", method).augment)
+    except UserError:
+        return 2
+    return getattr(recipe.Config(), "views", 2)
 
 
 def _read(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

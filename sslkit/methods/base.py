@@ -5,7 +5,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from sslkit.config import Config
+from sslkit.config import Choice, Config
+from sslkit.distributed import gather
+
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class RunInfo:
     """Number of classes; 0 where the data has no labels."""
     image_size: int
     """Height and width of a view, in pixels."""
+    mean: Triple = (0.485, 0.456, 0.406)
+    """What is subtracted from each channel of images in 0..1 to make views."""
+    std: Triple = (0.229, 0.224, 0.225)
+    """What each channel is divided by then."""
 
 
 @dataclass
@@ -41,9 +48,18 @@ class Batch:
         """V, the number of full-size views of every image."""
         return len(self.crops[0]) // len(self.indices)
 
+    def by_image(self, rows: Tensor) -> Tensor:
+        """What a network made of stacked views, [V*B, ...] -> [B, V, ...]: the form that `Method.embed` returns."""
+        return rows.unflatten(0, (-1, len(self.indices))).transpose(0, 1)
+
 
 class Method(nn.Module):
-    """Base of every method. The engine owns optimizer, schedule, precision, distribution and checkpoints."""
+    """Base of every method. The engine owns optimizer, schedule, precision, distribution and checkpoints.
+
+    A subclass defines either `forward`, where the loss is a mean over images, or `embed` and `loss`, where the
+    loss compares the images of a batch with each other or keeps something of every image (a queue, a bank).
+    Then `loss` sees the whole batch, however many processes and micro-batches it came in.
+    """
 
     class Config(Config):
         """What `method.<field>=` accepts."""
@@ -53,7 +69,11 @@ class Method(nn.Module):
     defaults: ClassVar[dict[str, Any]] = {}
     """Run settings that its paper asks for, as dotted keys: {"optimizer.name": "lars"}."""
     uses_labels: ClassVar[bool] = False
-    """Labels are withheld from `forward` unless this is True."""
+    """Labels are withheld unless this is True."""
+    constant_lr: ClassVar[tuple[str, ...]] = ()
+    """Parts (attribute names) whose learning rate stays at its peak while the others' falls."""
+    sync_batchnorm: ClassVar[bool] = True
+    """Whether batch norm on several GPUs sees all their images."""
 
     def __init__(self, config: Any, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__()
@@ -61,9 +81,30 @@ class Method(nn.Module):
         self.backbone = backbone
         self.info = info
 
+    @classmethod
+    def trained_backbone(cls, backbone: Choice) -> Choice:
+        """The backbone to build where the user names `backbone`; another one where a method trains a compound."""
+        return backbone
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """What the loss needs of each image: tensors [B, ...], the image first (see `Batch.by_image`).
+
+        Run twice for the same images where the batch comes in micro-batches, so it must change nothing but
+        batch-norm statistics.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither forward nor embed")
+
+    def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As `forward`, of what `embed` made of the whole batch: of all micro-batches, gathered from all processes.
+
+        Called several times an optimizer step where `accumulate` asks for it: what `after_step` needs is to be
+        collected, and cleared there.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar with a graph, and detached scalars worth logging}."""
-        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+        return self.loss({name: gather(rows) for name, rows in self.embed(batch).items()})
 
     def after_step(self, progress: float) -> None:
         """Called after every optimizer step: momentum encoders, queues, banks. `progress` runs from 0 to 1."""

@@ -1,0 +1,177 @@
+"""From a configuration to everything that a run is made of."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslkit import distributed, plugins
+from sslkit.backbones import create_backbone
+from sslkit.config import RunConfig
+from sslkit.data import Stores, make_loader, open_stores
+from sslkit.errors import UserError
+from sslkit.methods.base import Method, RunInfo
+from sslkit.optim import Schedule, make_optimizer, make_schedule, scaled_lr
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of, built once."""
+
+    config: RunConfig
+    stores: Stores
+    loader: Any
+    views: nn.Module
+    method: Method
+    trained: nn.Module
+    """What a step calls: the method, or with several processes the method in DistributedDataParallel."""
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    autocast: torch.dtype | None
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def images_per_step(self) -> int:
+        """Images an optimizer step, on all processes together."""
+        return self.config.batch_size * self.config.accumulate
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after scaling by the batch, at the end of the warm-up."""
+        return scaled_lr(self.config.optimizer, self.images_per_step)
+
+
+def build(config: RunConfig, say: Callable[[str], None]) -> Parts:
+    """Data, views, method, optimizer and schedule, on their device."""
+    device = pick_device(config.device)
+    autocast = pick_precision(config.precision, device)
+    _set_kernels(config.deterministic, device)
+    # One process packs what is not packed yet; the others find it done.
+    with distributed.main_first():
+        stores = open_stores(config.data, config.eval_data, config.seed, say=say)
+    torch.manual_seed(config.seed)
+    method = _with_synchronised_norm(_build_method(config, stores).to(device), device)
+    if config.channels_last:
+        method.to(memory_format=torch.channels_last)
+    recipe = plugins.find("augmentations", config.augment.name)
+    views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
+    loader = make_loader(
+        stores.pretrain,
+        batch_size=_own_share(config),
+        seed=config.seed,
+        device=device,
+        kind=config.loader,
+        workers=config.workers,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        say=say,
+    )
+    steps_per_epoch = loader.steps_per_epoch // config.accumulate
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"one step takes batch_size × accumulate = {config.batch_size * config.accumulate} images, "
+            f"but the data has {len(stores.pretrain)}; lower one of them"
+        )
+    lr = scaled_lr(config.optimizer, config.batch_size * config.accumulate)
+    optimizer = make_optimizer(method, config.optimizer, lr, method.constant_lr)
+    schedule = make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch)
+    return Parts(
+        config=config,
+        stores=stores,
+        loader=loader,
+        views=views,
+        method=method,
+        trained=_in_step_with_others(method, config, device),
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
+        device=device,
+        autocast=autocast,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: this process's GPU, else Apple's, else the CPU."""
+    if name not in ("auto", "cuda"):
+        return torch.device(name)
+    if name == "cuda" or torch.cuda.is_available():
+        device = torch.device("cuda", distributed.local_rank())
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("mps" if torch.backends.mps.is_available() and distributed.world() == 1 else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type, or None for plain float32."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _set_kernels(deterministic: bool, device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
+def _own_share(config: RunConfig) -> int:
+    """Images of a batch that this process takes."""
+    share, rest = divmod(config.batch_size, distributed.world())
+    if rest or (config.micro_batch and share % config.micro_batch):
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be dealt out to {distributed.world()} processes"
+            + (f" in micro-batches of {config.micro_batch}" if config.micro_batch else "")
+            + "; make it a multiple"
+        )
+    return share
+
+
+def _build_method(config: RunConfig, stores: Stores) -> Method:
+    method_class: type[Method] = plugins.find("methods", config.method.name)
+    if method_class.uses_labels and stores.pretrain.labels is None:
+        raise UserError(f"method {config.method.name} needs labels, and {config.data.name} has none")
+    backbone = create_backbone(method_class.trained_backbone(config.backbone), image_size=stores.image_size)
+    info = RunInfo(
+        images=len(stores.pretrain),
+        classes=len(stores.pretrain.classes),
+        image_size=stores.image_size,
+        mean=stores.mean,
+        std=stores.std,
+    )
+    return method_class(config.method.options, backbone, info)
+
+
+def _with_synchronised_norm(method: Method, device: torch.device) -> Method:
+    """Batch norm over the images of all GPUs; torch has none for the CPU."""
+    if distributed.world() == 1 or device.type != "cuda" or not method.sync_batchnorm:
+        return method
+    # timm's, because torch's would lose the activation inside timm's batch-norm layers.
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(method)
+
+
+def _in_step_with_others(method: Method, config: RunConfig, device: torch.device) -> nn.Module:
+    # In micro-batches the gradients are averaged once, after the last; DistributedDataParallel would do it in each.
+    if distributed.world() == 1 or config.micro_batch:
+        return method
+    wrap = nn.parallel.DistributedDataParallel
+    # Queues and banks are equal by construction, and batch-norm statistics are saved from the first process.
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature(wrap).parameters else "broadcast_buffers"
+    options: dict[str, Any] = {buffers: False, "device_ids": [device] if device.type == "cuda" else None}
+    return wrap(method, gradient_as_bucket_view=True, **options)

@@ -1,0 +1,114 @@
+"""Several processes train one network: what they exchange. With one process, all of it is the identity."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """Number of this process, 0 to world() - 1."""
+    return dist.get_rank() if _several() else 0
+
+
+def world() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if _several() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if _several() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that logs and saves."""
+    return rank() == 0
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Every process's rows, in the order of ranks: [B, ...] -> [world·B, ...], the same on all processes.
+
+    Differentiable: the gradient of a process's own rows is the sum of what all processes ask of them. A loss that
+    every process computes from gathered rows therefore has, after DistributedDataParallel's mean over processes,
+    exactly the gradient of that loss on the whole batch. All processes must have the same number of rows.
+    """
+    return tensor if world() == 1 else _Gather.apply(tensor)
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """The first process's tensor, on all of them: for random draws that must agree. Not differentiable."""
+    if world() > 1:
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+@torch.no_grad()
+def mean(tensor: Tensor) -> Tensor:
+    """Mean over the processes of a floating-point tensor of one shape. Not differentiable."""
+    if world() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / world()
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes, as DistributedDataParallel does in every backward pass."""
+    if world() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world()
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers. Host memory only: it waits for the other hosts, but for no GPU."""
+    if world() == 1:
+        return number
+    everyone = torch.tensor(number)
+    dist.all_reduce(everyone, dist.ReduceOp.MAX)
+    return int(everyone)
+
+
+def from_main(thing: Any) -> Any:
+    """The first process's `thing`, a plain Python value, on all of them."""
+    things = [thing]
+    if world() > 1:
+        dist.broadcast_object_list(things, src=0, device=torch.device("cpu"))
+    return things[0]
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The others wait here until the first process has left the block."""
+    if not is_main():
+        largest(0)
+    yield
+    if is_main():
+        largest(0)
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world())[rank()]
