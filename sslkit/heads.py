@@ -5,6 +5,9 @@ from itertools import pairwise
 
 from torch import nn
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
+"""Activations that a method's settings may name."""
+
 
 def mlp(
     *dims: int,

@@ -1,4 +1,4 @@
-"""SimCLR and BYOL against their papers, and the parts they share."""
+"""SimCLR and BYOL against their papers, and the parts that methods share."""
 
 import math
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sslkit import losses
 from sslkit.errors import UserError
-from sslkit.heads import mlp
-from sslkit.methods import BYOL, Batch, Method, RunInfo, SimCLR
+from sslkit.heads import ACTIVATIONS, mlp
+from sslkit.methods import BYOL, Batch, Method, MoCoV2, RunInfo, SimCLR
 from sslkit.momentum import cosine_momentum, ema_update, slow_copy
 from sslkit.testing import TinyBackbone
 
@@ -68,7 +68,7 @@ def test_simclr_learns_to_tell_a_batch_apart():
     assert out["contrastive_accuracy"] == 1
 
 
-@pytest.mark.parametrize(("method_class", "views"), [(SimCLR, 1), (SimCLR, 3), (BYOL, 1)])
+@pytest.mark.parametrize(("method_class", "views"), [(SimCLR, 1), (SimCLR, 3), (BYOL, 1), (MoCoV2, 1), (MoCoV2, 3)])
 def test_wrong_number_of_views_is_the_users_mistake(method_class, views):
     with pytest.raises(UserError, match=r"augment\.views=2"):
         make(method_class)(batch(views))
@@ -148,6 +148,10 @@ def test_mlp_shapes_and_options():
     assert mobile[0].bias is not None
     assert mlp(4, 3, 2, last_bias=False)[3].bias is None
     assert mlp(5, 3, 2)(torch.randn(4, 5)).shape == (4, 2)
+
+
+def test_activations_have_names():
+    assert {name: type(make()) for name, make in ACTIVATIONS.items()} == {"relu": nn.ReLU, "hardswish": nn.Hardswish}
 
 
 def test_slow_copy_shares_nothing_and_takes_no_gradient():

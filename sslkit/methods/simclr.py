@@ -1,14 +1,14 @@
 """SimCLR: two views of an image find each other among all views of the batch."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslkit import config
 from sslkit.errors import UserError
-from sslkit.heads import mlp
-from sslkit.losses import contrastive_health, pair_cross_entropy, pair_logits
+from sslkit.heads import ACTIVATIONS, mlp
+from sslkit.losses import pair_cross_entropy, pair_health, pair_logistic, pair_loss, pair_margin
 from sslkit.methods.base import Batch, Method, RunInfo
 
 
@@ -19,18 +19,44 @@ class SimCLR(Method):
     of Eq. 1 (NT-Xent). Both views pass the network as one batch of 2N, as in the official code, so batch norm
     sees them together. The head is g(h) = W2·ReLU(W1·h) (Section 2.1) with batch norm after each of its
     layers as in the official code; `norm=false` gives the formula as it stands. The larger the batch, the
-    more negatives.
+    more negatives. The other settings are the paper's studies: losses (Tables 2 and 4), normalisation (Table 5)
+    and heads (Figure 8).
     """
 
     class Config(config.Config):
+        loss: Literal["nt_xent", "nt_logistic", "margin"] = "nt_xent"
+        """The loss, a row of Table 2; the paper finds nt_xent the best by far (Table 4)."""
         temperature: float = Field(default=0.5, gt=0)
-        """τ of Eq. 1; the paper's best is 0.1 on ImageNet (Table 5) and 0.5 on CIFAR-10 (B.9)."""
+        """τ of Eq. 1; the paper's best is 0.1 on ImageNet (Table 5) and 0.5 on CIFAR-10 (B.9). margin has none."""
+        margin: float = Field(default=0.4, ge=0)
+        """m of the margin loss, which alone has one; the paper tried 0, 0.4, 0.8 and 1.6 (B.10)."""
+        semi_hard: bool = False
+        """Of nt_logistic's or margin's negatives keep the closest that is farther than the positive (5.1)."""
+        both_views: bool = True
+        """Take negatives from both views of the other images; off: from the other branch, as in Table 4."""
+        normalize: bool = True
+        """Compare by cosine; off: by the dot product, as in the lower half of Table 5."""
+        head: Literal["mlp", "linear", "identity"] = "mlp"
+        """What stands between the backbone and the loss (Figure 8)."""
         hidden: int | None = Field(default=None, ge=1)
-        """Width of the head's hidden layer; null: the backbone's own, as in the paper."""
+        """Width of the mlp head's hidden layer; null: the backbone's own, as in the paper."""
         dim: int = Field(default=128, ge=1)
         """Width of z, which the loss sees; the paper found little difference from 32 to 2048 (Figure 8)."""
         norm: bool = True
         """Batch norm in the head."""
+        activation: Literal["relu", "hardswish"] = "relu"
+        """Non-linearity of the mlp head; hardswish suits MobileNetV3."""
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        """Share of the mlp head's hidden units that are dropped in training."""
+
+        @model_validator(mode="after")
+        def _only_what_it_mines(self) -> Self:
+            if self.semi_hard and self.loss == "nt_xent":
+                raise ValueError(
+                    "semi_hard picks negatives for losses that do not weigh them by their hardness, and nt_xent does; "
+                    "set loss to nt_logistic or margin, or semi_hard=false"
+                )
+            return self
 
     augment: ClassVar[str] = "simclr"
     defaults: ClassVar[dict[str, Any]] = {
@@ -45,12 +71,36 @@ class SimCLR(Method):
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
         width: int = backbone.width  # type: ignore[assignment]
-        dims = width, config.hidden or width, config.dim
-        self.head = mlp(*dims, norm=config.norm, last_norm=config.norm)
+        dims = {"mlp": (width, config.hidden or width, config.dim), "linear": (width, config.dim), "identity": (width,)}
+        self.head = mlp(
+            *dims[config.head],
+            norm=config.norm,
+            activation=ACTIVATIONS[config.activation],
+            dropout=config.dropout,
+            last_norm=config.norm,
+        )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """{"z": [B, 2, dim]}."""
         if batch.n_views != 2:
             raise UserError(f"simclr needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
-        z0, z1 = self.head(self.backbone(batch.views)).chunk(2)
-        logits = pair_logits(z0, z1, self.config.temperature)
-        return {"loss": pair_cross_entropy(logits), **contrastive_health(logits.detach())}
+        return {"z": batch.by_image(self.head(self.backbone(batch.views)))}
+
+    def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, and `contrastive_health` of the whole batch."""
+        z0, z1 = embeddings["z"].unbind(1)
+        c = self.config
+        compared = {
+            "temperature": 1.0 if c.loss == "margin" else c.temperature,
+            "normalize": c.normalize,
+            "both_views": c.both_views,
+        }
+        return {"loss": pair_loss(self._of_rows, z0, z1, **compared), **pair_health(z0, z1, **compared)}
+
+    def _of_rows(self, logits: Tensor, partners: Tensor) -> Tensor:
+        c = self.config
+        if c.loss == "margin":
+            return pair_margin(logits, partners, c.margin, c.semi_hard)
+        if c.loss == "nt_logistic":
+            return pair_logistic(logits, partners, c.semi_hard)
+        return pair_cross_entropy(logits, partners)

@@ -1,0 +1,116 @@
+"""MoCo v2: find the slow network's embedding of the other view among those of thousands of earlier images."""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslkit import config
+from sslkit.distributed import gather, rank, shared, world
+from sslkit.errors import UserError
+from sslkit.heads import mlp
+from sslkit.losses import queue_cross_entropy, queue_health, queue_logits
+from sslkit.methods.base import Batch, Method, RunInfo
+from sslkit.momentum import ema_update, slow_copy
+from sslkit.queues import Queue
+
+
+class MoCoV2(Method):
+    """Contrast with a queue of earlier images' keys, made by a slow copy (He et al. 2020, Chen et al. 2020b).
+
+    Momentum Contrast, arXiv:1911.05722, Algorithm 1, with the MLP head (without batch norm), temperature,
+    views and cosine schedule of arXiv:2003.04297. Negatives come from the queue alone, so small batches do.
+    Batch norm sees queries and keys in groups of different images, for common statistics would betray which
+    key is whose (Section 3.3, shuffling BN): a group is a process, or a part of one with `bn_splits`.
+    """
+
+    class Config(config.Config):
+        queue: int = Field(default=65536, ge=1)
+        """K: keys kept as negatives; well below the number of images, or they meet their own old keys there."""
+        momentum: float = Field(default=0.999, ge=0, le=1)
+        """m of the key encoder (Eq. 2)."""
+        temperature: float = Field(default=0.2, gt=0)
+        """τ of Eq. 1."""
+        hidden: int | None = Field(default=None, ge=1)
+        """Width of the head's hidden layer; null: the backbone's own, 2048 in the paper's ResNet-50."""
+        dim: int = Field(default=128, ge=1)
+        """Width of queries and keys."""
+        symmetric: bool = False
+        """Sum both directions, each view once a query and once a key, as in MoCo's CIFAR-10 demo; twice the work."""
+        bn_splits: int = Field(default=1, ge=1)
+        """Groups a process that batch norm sees apart; 8 on one GPU does as eight GPUs do (the CIFAR-10 demo)."""
+
+    augment: ClassVar[str] = "mocov2"
+    defaults: ClassVar[dict[str, Any]] = {
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.03,
+        "optimizer.lr_scaling": "linear",
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.momentum": 0.9,
+        "optimizer.warmup_epochs": 0,
+    }
+    sync_batchnorm: ClassVar[bool] = False
+
+    def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
+        super().__init__(config, backbone, info)
+        width: int = backbone.width  # type: ignore[assignment]
+        self.head = mlp(width, config.hidden or width, config.dim, norm=False)
+        self.key_encoder = slow_copy(self._query_encoder())
+        self.queue = Queue(config.queue, config.dim)
+        self._new_keys: list[Tensor] = []
+
+    def _query_encoder(self) -> nn.Sequential:
+        # Made when needed: a module that kept it would register the backbone a second time.
+        return nn.Sequential(self.backbone, self.head)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Queries "q" and keys "k", [B, directions, dim] each."""
+        self._check(batch)
+        first, second = batch.views.chunk(2)
+        queries, keys = ((first, second), (second, first)) if self.config.symmetric else ((first,), (second,))
+        return {
+            "q": torch.stack([self._in_groups(self._query_encoder(), views) for views in queries], dim=1),
+            "k": torch.stack([self._keys(views) for views in keys], dim=1),
+        }
+
+    def _check(self, batch: Batch) -> None:
+        images, splits = len(batch.indices), self.config.bn_splits
+        if batch.n_views != 2:
+            raise UserError(f"mocov2 needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        if splits > 1 and images < 2 * splits:
+            raise UserError(f"method.bn_splits={splits} needs {2 * splits} images at a time, not {images}; lower it")
+
+    @torch.no_grad()
+    def _keys(self, views: Tensor) -> Tensor:
+        """Keys of this process's views [B, 3, H, W], encoded in groups drawn from all processes' views."""
+        if world() * self.config.bn_splits == 1:
+            return self.key_encoder(views)
+        everyone = gather(views)
+        order = shared(torch.randperm(len(everyone), device=views.device))
+        shuffled = gather(self._in_groups(self.key_encoder, everyone[_mine(order)]))
+        return shuffled[_mine(order.argsort())]
+
+    def _in_groups(self, encoder: nn.Module, views: Tensor) -> Tensor:
+        return torch.cat([encoder(group) for group in views.tensor_split(self.config.bn_splits)])
+
+    def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """InfoNCE against the queue, how well queries find their keys, and the queue's age."""
+        pairs = list(zip(embeddings["q"].unbind(1), embeddings["k"].detach().unbind(1)))
+        self._new_keys += [k for _, k in pairs]
+        logits = [queue_logits(q, k, self.queue.rows, self.config.temperature) for q, k in pairs]
+        return {
+            "loss": torch.stack([queue_cross_entropy(each) for each in logits]).sum(),
+            **queue_health(logits[0].detach(), self.config.temperature),
+            **self.queue.health(),
+        }
+
+    def after_step(self, progress: float) -> None:
+        """The key encoder follows the query encoder; the step's keys enter the queue."""
+        ema_update(self.key_encoder, self._query_encoder(), self.config.momentum)
+        self.queue.push(torch.cat(self._new_keys))
+        self._new_keys.clear()
+
+
+def _mine(rows: Tensor) -> Tensor:
+    return rows.chunk(world())[rank()]
