@@ -15,21 +15,25 @@ from torchvision.transforms.v2 import functional as tv
 
 from sslkit import plugins
 from sslkit.augment import (
+    BeasseViews,
     Blur,
     BYOLViews,
+    Crop,
     DigitViews,
     Flip,
+    Jitter,
     PlainViews,
     Recipe,
     SimCLRViews,
     SmallViews,
     Views,
 )
-from sslkit.config import Mistakes, nest, parse_words
+from sslkit.augment.draws import Draws
 from sslkit.errors import UserError
+from sslkit.settings import Mistakes, nest, parse_words
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
-NAMES = plugins.names("augmentations")
+NAMES = [c.name for c in plugins.components("augmentations") if c.distribution == "sslkit"]
 
 
 def photos(count: int = 6, size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -104,7 +108,7 @@ def test_the_generator_decides_everything(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
 def test_the_views_of_an_image_differ(name):
-    recipe = make(name)
+    recipe = make(name, views=2)
     views = recipe(photos(16), seeded())[0].chunk(recipe.n_views)
     assert ((views[0] - views[1]).abs().amax((1, 2, 3)) > 0.01).float().mean() > 0.9
 
@@ -202,6 +206,57 @@ def test_the_papers_settings():
     assert (DigitViews.Config().flip.p, DigitViews.Config().jitter.p) == (0.0, 0.0)
 
 
+def test_crops_and_colours_exclude_each_other_view_by_view():
+    """Beasse and Kabouri's Algorithm 1: the same draws give one chain's result or the other's."""
+    images = photos(300)
+    (mixed,), (cropped,), (coloured,) = (build(BeasseViews, either=p)(images, seeded()) for p in (0.5, 1, 0))
+    took_crop, took_colour = ((mixed == chain).flatten(1).all(1) for chain in (cropped, coloured))
+    assert torch.equal(took_crop, ~took_colour)
+    first, second = took_crop.chunk(2)
+    assert took_crop.float().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert (first != second).float().mean().item() == pytest.approx(0.5, abs=0.09)
+
+
+@pytest.mark.parametrize(
+    ("either", "without", "within"),
+    [
+        (1, {"jitter": {"brightness": 0.9}}, {"crop": {"scale": (0.1, 0.2)}}),
+        (0, {"crop": {"scale": (0.1, 0.2)}}, {"jitter": {"brightness": 0.9}}),
+    ],
+)
+def test_a_chain_has_nothing_of_the_other(either, without, within):
+    images = photos()
+    settings = {"either": either, "flip": {"p": 0}}
+    (views,), (same,), (others,) = (
+        build(BeasseViews, **settings, **more)(images, seeded()) for more in ({}, without, within)
+    )
+    assert torch.equal(views, same)
+    assert ((views - others).abs().amax((1, 2, 3)) > 0.05).all()
+
+
+def test_beasse_and_kabouris_settings():
+    config = plugins.find("augmentations", "beasse").Config()
+    assert (config.crop.scale, config.crop.ratio, config.flip.p, config.either) == ((0.7, 1.0), (0.8, 1.2), 0.3, 0.5)
+    assert config.jitter == Jitter(p=1, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05)
+    assert (config.grayscale.p, config.blur.p, config.solarize.p) == (0, 0, 0)
+
+
+def test_one_branch_alone_is_transformed_from_a_crop_that_both_share():
+    """SimCLR, Figure 5: t(x) on one branch, the identity on the other, of one and the same crop x."""
+    images = photos(6)
+    words = ["augment.shared.p=1", "augment.crop.p=[1, 0]", "augment.flip.p=[0.5, 0]", "augment.jitter.p=[1, 0]"]
+    settings = from_words(*words, "augment.grayscale.p=0", "augment.blur.p=0")
+    changed, plain = SimCLRViews(settings, 32, MEAN, STD)(images, seeded())[0].chunk(2)
+    shared = Draws(1, 6, images.device, seeded())
+    boxes = Crop(p=1.0).sample(shared, 32, 32)
+    expected = [
+        tv.resized_crop(image.float() / 255, *map(int, box), [32, 32], antialias=True)
+        for image, box in zip(images, boxes)
+    ]
+    torch.testing.assert_close(denormalize(plain), torch.stack(expected), rtol=0, atol=1e-5)
+    assert ((changed - plain).abs().amax((1, 2, 3)) > 0.05).all()
+
+
 def from_words(*words: str, recipe: type[Views] = SimCLRViews) -> Views.Config:
     """The settings that `sslkit run augment.<key>=<value> ...` gives a recipe."""
     mistakes = Mistakes()
@@ -241,6 +296,9 @@ def test_a_third_party_recipe_is_a_few_lines():
     [
         ("augment.blur.p=[1, 0.5, 0]", r"blur\.p has 3 numbers for 2 views"),
         ("augment.views=3", r"blur\.p has 2 numbers for 3 views"),
+        ("augment.crop.p=[1, 0, 0]", r"crop\.p has 3 numbers for 2 views"),
+        ("augment.either=[1, 0, 0]", "either has 3 numbers for 2 views"),
+        ("augment.shared.p=[1, 0]", "shared\\.p is one number"),
         ("augment.jitter.p=2", "between 0 and 1"),
         ("augment.jitter.q=1", "Extra inputs"),
         ("augment.jitters.p=1", "Extra inputs"),

@@ -299,3 +299,51 @@ def test_digits_end_to_end():
     assert 0.4 < probe["top1"] < 0.9
     assert nearest["top5"] > nearest["top1"]
     assert probe["top5"] > probe["top1"]
+
+
+@pytest.mark.parametrize(("layer", "channels", "side"), [("conv1", 64, 12), ("layer1", 64, 12), ("layer3", 256, 6)])
+def test_an_earlier_layer_is_averaged_to_about_9000_numbers(stores, layer, channels, side):
+    """Goyal et al. 2019: 12×12 of 64 channels, 6×6 of 256, and no finer than the map is."""
+    net = create_backbone("resnet18", 96, stem="imagenet")
+    judged = subject(net, stores, image_size=96, mean=(0, 0, 0), std=(1, 1, 1))
+    kept = {}
+    net.get_submodule(layer).register_forward_hook(lambda module, inputs, output: kept.update(map=output.clone()))
+    features = judged.features_of(layer)
+    assert judged.features_of(layer) is features
+    height = {"conv1": 48, "layer1": 24, "layer3": 6}[layer]
+    assert kept["map"].shape[1:] == (channels, height, height)
+    assert features.test_x.shape == (23, channels * side**2)
+    step = height // side
+    last = kept["map"].unflatten(3, (side, step)).unflatten(2, (side, step)).mean((3, 5)).flatten(1)
+    torch.testing.assert_close(features.test_x[-len(last) :], last.detach())
+    assert torch.equal(features.train_y, judged.features.train_y)
+    assert judged.features.train_x.shape[1] == 512
+    assert not net.get_submodule(layer)._forward_pre_hooks
+
+
+def test_a_map_coarser_than_the_grid_and_tokens_and_vectors_are_layers_too(stores):
+    cnn = subject(create_backbone("resnet18", 32, stem="imagenet"), stores)
+    assert cnn.features_of("layer3").train_x.shape[1] == 256 * 2**2
+    vit = subject(create_backbone("vit_tiny", 32), stores)
+    assert vit.features_of("blocks.3").train_x.shape[1] == 192 * 7**2
+    assert torch.equal(vit.features_of("fc_norm").train_x, vit.features.train_x)
+
+
+def test_linear_and_knn_judge_the_layer_that_they_name(stores):
+    judged = subject(create_backbone("resnet18", 32), stores)
+    given = Given(judged.features_of("layer2"))
+    assert KNN(KNN.Config(k=5, layer="layer2"))(judged) == KNN(KNN.Config(k=5))(given)
+    probe = Linear(Linear.Config(epochs=3, layer="layer2"))
+    assert probe(judged) == Linear(Linear.Config(epochs=3))(given)
+    assert probe.protocol.startswith("frozen features of layer2,")
+    assert "of layer2" in KNN(KNN.Config(layer="layer2")).protocol
+
+
+def test_a_layer_that_is_not_there_is_a_users_mistake(stores):
+    judged = subject(create_backbone("resnet18", 32), stores)
+    with pytest.raises(UserError, match=r"no layer called 'layr2'.*layer2"):
+        Linear(Linear.Config(layer="layr2"))(judged)
+    net = nn.Sequential(nn.ModuleList([nn.Identity()]), nn.Flatten())
+    net.forward = net[1].forward
+    with pytest.raises(UserError, match="'0' is never called"):
+        subject(net, stores).features_of("0")

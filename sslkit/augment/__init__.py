@@ -12,18 +12,21 @@ from sslkit.lazy import lazy_names
 if TYPE_CHECKING:
     from sslkit.augment.base import Recipe
     from sslkit.augment.recipes import (
+        BeasseViews,
         BYOLViews,
         DigitViews,
         MoCoV2Views,
         PlainViews,
         SimCLRViews,
         SmallViews,
+        WeakViews,
     )
     from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Rotate, Solarize
     from sslkit.augment.views import Views
 
 __all__ = [
     "BYOLViews",
+    "BeasseViews",
     "Blur",
     "Crop",
     "DigitViews",
@@ -38,6 +41,7 @@ __all__ = [
     "SmallViews",
     "Solarize",
     "Views",
+    "WeakViews",
 ]
 
 __getattr__ = lazy_names(
@@ -45,12 +49,14 @@ __getattr__ = lazy_names(
     {
         "Recipe": "sslkit.augment.base",
         "Views": "sslkit.augment.views",
+        "BeasseViews": "sslkit.augment.recipes",
         "BYOLViews": "sslkit.augment.recipes",
         "DigitViews": "sslkit.augment.recipes",
         "MoCoV2Views": "sslkit.augment.recipes",
         "PlainViews": "sslkit.augment.recipes",
         "SimCLRViews": "sslkit.augment.recipes",
         "SmallViews": "sslkit.augment.recipes",
+        "WeakViews": "sslkit.augment.recipes",
         "Blur": "sslkit.augment.steps",
         "Crop": "sslkit.augment.steps",
         "Flip": "sslkit.augment.steps",
@@ -68,5 +74,7 @@ def register_augmentations(register: Any) -> None:
     register("byol", "sslkit.augment.recipes:BYOLViews")
     register("mocov2", "sslkit.augment.recipes:MoCoV2Views")
     register("small", "sslkit.augment.recipes:SmallViews")
+    register("beasse", "sslkit.augment.recipes:BeasseViews")
+    register("weak", "sslkit.augment.recipes:WeakViews")
     register("digits", "sslkit.augment.recipes:DigitViews")
     register("none", "sslkit.augment.recipes:PlainViews")

@@ -1,6 +1,8 @@
 """The built-in view recipes: what each paper asks for, as defaults of `Views`."""
 
-from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Rotate, Solarize
+from pydantic import Field
+
+from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize
 from sslkit.augment.views import Views
 
 
@@ -54,6 +56,29 @@ class SmallViews(Views):
         flip: Flip = Flip(p=0.5)
         jitter: Jitter = Jitter(p=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, strength=0.5)
         grayscale: Grayscale = Grayscale(p=0.2)
+
+
+class BeasseViews(Views):
+    """Crops or colours, one of the two at random, both mild (Beasse and Kabouri 2024, Algorithm 1)."""
+
+    class Config(Views.Config):
+        """What `augment.<field>=` accepts."""
+
+        crop: Crop = Crop(scale=(0.7, 1.0), ratio=(0.8, 1.2))
+        flip: Flip = Flip(p=0.3)
+        jitter: Jitter = Jitter(p=1.0, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05)
+        either: Probability | None = 0.5
+
+
+class WeakViews(Views):
+    """One view: a large crop, mirrored half the time; for methods whose task is the image itself."""
+
+    class Config(Views.Config):
+        """What `augment.<field>=` accepts."""
+
+        views: int = Field(default=1, ge=1)
+        crop: Crop = Crop(scale=(0.7, 1.0), ratio=(3 / 4, 4 / 3))
+        flip: Flip = Flip(p=0.5)
 
 
 class DigitViews(Views):

@@ -42,6 +42,8 @@ NO_BLUR = 1e-3
 class Crop(Config):
     """A random box, resized to the size of the view."""
 
+    p: Probability = 1.0
+    """Probability, one number or one a view; otherwise the whole image is resized."""
     scale: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] = (0.08, 1.0)
     """Smallest and largest area of the box, as a fraction of the image."""
     ratio: Range = (3 / 4, 4 / 3)
@@ -50,7 +52,8 @@ class Crop(Config):
     def sample(self, draws: Draws, height: int, width: int) -> Tensor:
         """[V*B, 4] rows of top, left, height, width, whole pixels, as torchvision's RandomResizedCrop.
 
-        A box that does not fit is drawn again, ten times in all; then the largest central one is taken.
+        A box that does not fit is drawn again, ten times in all; then the largest central one is taken. Where
+        the step is not taken, the box is the whole image.
         """
         tries = 10
         area = draws.table(tries, *self.scale) * (height * width)
@@ -62,7 +65,8 @@ class Crop(Config):
         box_height = torch.where(found, heights.gather(1, first)[:, 0], central[0])
         box_width = torch.where(found, widths.gather(1, first)[:, 0], central[1])
         top, left = _place(draws, height - box_height, found), _place(draws, width - box_width, found)
-        return torch.stack([top, left, box_height, box_width], dim=1)
+        boxes = torch.stack([top, left, box_height, box_width], dim=1)
+        return boxes if self.p == 1 else boxes_where(draws.mask(self.p), boxes, height, width)
 
     def _central(self, height: int, width: int) -> tuple[float, float]:
         """Height and width of the box that is taken when none fits."""
@@ -71,6 +75,12 @@ class Crop(Config):
         if width / height > self.ratio[1]:
             return float(height), float(round(height * self.ratio[1]))
         return float(height), float(width)
+
+
+def boxes_where(cropped: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Boxes [N, 4] where `cropped`, bool [N], says so; elsewhere the whole image of height × width pixels."""
+    whole = (0.0, 0.0, float(height), float(width))
+    return torch.stack([torch.where(cropped, own, side) for own, side in zip(boxes.unbind(1), whole)], dim=1)
 
 
 def _place(draws: Draws, room: Tensor, found: Tensor) -> Tensor:

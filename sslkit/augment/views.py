@@ -11,12 +11,12 @@ from sslkit.augment import ops
 from sslkit.augment.base import Recipe, Triple
 from sslkit.augment.draws import Draws, per_view
 from sslkit.augment.extra import Extra, ExtraSteps
-from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Rotate, Solarize
+from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize, boxes_where
 from sslkit.config import Config
 
 
 class Views(Recipe):
-    """Views by named steps: rotate, crop, flip, jitter, grayscale, blur, solarize, extra, normalise.
+    """Views by named steps: shared, rotate, crop, flip, jitter, grayscale, blur, solarize, extra, normalise.
 
     A recipe is a subclass whose Config gives other defaults. A step with p=0 in every view costs nothing.
     """
@@ -26,8 +26,10 @@ class Views(Recipe):
 
         views: int = Field(default=2, ge=1)
         """Number of views of each image."""
+        shared: Crop = Crop(p=0.0)
+        """Random box that all views of an image are made of, resized to their size: p, scale, ratio."""
         crop: Crop = Crop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-        """Random box: scale, ratio."""
+        """Random box: p, scale, ratio."""
         flip: Flip = Flip()
         """Mirror left and right: p."""
         rotate: Rotate = Rotate()
@@ -40,6 +42,8 @@ class Views(Recipe):
         """Gaussian blur: p, sigma, kernel."""
         solarize: Solarize = Solarize()
         """Invert what is bright: p, threshold."""
+        either: Probability | None = None
+        """Probability that a view is cropped and keeps its colours, not the other way round; null: both at once."""
         extra: Extra = ()
         """Augmentations of kornia, after the others: [RandomPerspective, {RandomErasing: {p: 0.3}}]."""
 
@@ -60,10 +64,12 @@ class Views(Recipe):
 
         @model_validator(mode="after")
         def _one_probability_a_view(self) -> Self:
-            for name, step in self:
-                p = getattr(step, "p", 0.0)
+            if isinstance(self.shared.p, tuple):
+                raise ValueError("shared.p is one number, because all views of an image share the box")
+            chances = {f"{name}.p": getattr(step, "p", None) for name, step in self} | {"either": self.either}
+            for name, p in chances.items():
                 if isinstance(p, tuple) and len(p) != self.views:
-                    raise ValueError(f"{name}.p has {len(p)} numbers for {self.views} views; give one a view, or one")
+                    raise ValueError(f"{name} has {len(p)} numbers for {self.views} views; give one a view, or one")
             return self
 
     config: Config
@@ -75,7 +81,7 @@ class Views(Recipe):
         self._colour = [step for step in colour if self._used(step)]
         self.extra = ExtraSteps(config.extra, image_size)
 
-    def _used(self, step: Flip | Rotate | Jitter | Grayscale | Blur | Solarize) -> bool:
+    def _used(self, step: Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize) -> bool:
         return any(per_view(step.p, self.n_views))
 
     @torch.no_grad()
@@ -84,15 +90,25 @@ class Views(Recipe):
         draws = Draws(self.n_views, len(images), images.device, generator)
         # Half precision has too few grey levels, and autocast would do the matrix products in it.
         with torch.autocast(images.device.type, enabled=False):
-            views = self._crops(ops.to_float(images), draws)
+            cropped = None if self.config.either is None else draws.mask(self.config.either)
+            views = self._crops(self._shared(ops.to_float(images), draws), draws, cropped)
             for step in self._colour:
-                views = step(views, draws)
+                changed = step(views, draws)
+                views = changed if cropped is None else torch.where(cropped[:, None, None, None], views, changed)
             if self.extra:
                 views = self.extra(views.contiguous(), generator)
             return [ops.normalize(views, self.mean, self.std)]
 
-    def _crops(self, images: Tensor, draws: Draws) -> Tensor:
+    def _shared(self, images: Tensor, draws: Draws) -> Tensor:
+        if not self._used(self.config.shared):
+            return images
+        once = Draws(1, len(images), images.device, draws.generator)
+        return ops.resized_crop(images, self.config.shared.sample(once, *images.shape[2:]), None, self.image_size)
+
+    def _crops(self, images: Tensor, draws: Draws, cropped: Tensor | None) -> Tensor:
         boxes = self.config.crop.sample(draws, *images.shape[2:])
+        if cropped is not None:
+            boxes = boxes_where(cropped, boxes, *images.shape[2:])
         flip = draws.mask(self.config.flip.p) if self._used(self.config.flip) else None
         if self._used(self.config.rotate):
             images = self.config.rotate(images.repeat(self.n_views, 1, 1, 1), draws)

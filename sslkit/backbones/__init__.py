@@ -1,7 +1,7 @@
 """Backbones: networks without classifier, [N, 3, H, W] -> [N, width]; their weights fit the plain model.
 
 `zoo.py` holds the short names, timm: and torchvision:, `build.py` makes one, `stems.py` fits it to small
-images, `files.py` writes and reads weights.
+images, `files.py` writes and reads weights, `layers.py` gives the output of a layer by its name.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -42,5 +42,7 @@ def register_backbones(register: Any) -> None:
         "vit_tiny",
     ):
         register(name, f"sslkit.backbones.zoo:{name}")
+    register("vit", "sslkit.backbones.vit:vit")
     register("timm:", "sslkit.backbones.zoo:timm_model")
     register("torchvision:", "sslkit.backbones.zoo:torchvision_model")
+    register("splitbrain:", "sslkit.backbones.splitnet:splitbrain")

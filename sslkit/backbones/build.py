@@ -31,7 +31,9 @@ def create_backbone(backbone: str | Choice, image_size: int = 224, **options: An
     factory = plugins.find("backbones", name)
     config = _settings(name, factory, backbone.options.model_dump(exclude_unset=True) | options)
     net: Any = _call(factory, config, image_size)
-    net.stem_kind = _fit_stem(net, name, getattr(config, "stem", "imagenet"), image_size)
+    # A compound of backbones comes with its stems fitted.
+    if not hasattr(net, "stem_kind"):
+        net.stem_kind = _fit_stem(net, name, getattr(config, "stem", "imagenet"), image_size)
     net.width = _measure_width(net, name, image_size)
     if pretrained := getattr(config, "pretrained", None):
         load_weights(net, pretrained)

@@ -1,9 +1,9 @@
 """The contract of an evaluator, and the subject it judges: a backbone's features of labelled images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslkit.backbones.layers import tap
 from sslkit.config import Config
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
     from sslkit.data import Store
 
+LAYER_WIDTH = 9000
+"""About how many numbers of an earlier layer's map are kept (Goyal et al. 2019, section 4.2)."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,28 +65,41 @@ class Subject:
         self.autocast = PRECISIONS[precision]
         self.seed = seed
         self.batch_size = batch_size
+        self._features: dict[str | None, Features] = {}
 
-    @cached_property
+    @property
     def features(self) -> Features:
         """Features in eval mode of one plain view an image; images without a label are left out.
 
         Raises UserError where a split has no labels, or where features are not finite.
         """
-        with _eval_mode(self.backbone):
-            (train_x, train_y), (test_x, test_y) = self._extract(self.train), self._extract(self.test)
+        return self.features_of(None)
+
+    def features_of(self, layer: str | None) -> Features:
+        """The same of the backbone's layer of that name, its map averaged over a grid so that about 9000 remain.
+
+        None is the backbone itself. Raises UserError where there is no such layer.
+        """
+        if layer not in self._features:
+            self._features[layer] = self._both_splits(layer)
+        return self._features[layer]
+
+    def _both_splits(self, layer: str | None) -> Features:
+        with _eval_mode(self.backbone), _network(self.backbone, layer) as network:
+            (train_x, train_y), (test_x, test_y) = (self._extract(s, network) for s in (self.train, self.test))
         named = max(len(self.train.classes), len(self.test.classes))
         classes = max(named, int(train_y.max()) + 1, int(test_y.max()) + 1)
         return Features(train_x, train_y, test_x, test_y, classes)
 
     @torch.no_grad()
-    def _extract(self, store: "Store") -> tuple[Tensor, Tensor]:
+    def _extract(self, store: "Store", network: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         from sslkit.data import in_order
 
         known = _labelled(store)
         labels = torch.from_numpy(known.labels).long().to(self.device)
         x = torch.empty(0)
         for batch in in_order(known, batch_size=self.batch_size, device=self.device):
-            out = self._forward(batch.images)
+            out = self._forward(batch.images, network)
             if not len(x):
                 # Filled in place: a million features and a second copy of them need not fit together.
                 x = torch.empty(len(known), out.shape[1], device=self.device)
@@ -92,13 +108,13 @@ class Subject:
             raise UserError("the backbone's features are not finite: its weights are damaged, or training diverged")
         return x, labels
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         views = images.float()
         if views.shape[-1] != self.image_size:
             views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         views = ((views / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            return self.backbone(views)
+            return network(views)
 
 
 class Evaluator:
@@ -120,6 +136,11 @@ class Evaluator:
         raise NotImplementedError(f"{type(self).__name__} measures nothing")
 
 
+def features_at(subject: Subject, layer: str | None) -> Features:
+    """The subject's features, or those of an earlier layer: what an evaluator with a setting `layer` judges."""
+    return subject.features if layer is None else subject.features_of(layer)
+
+
 def accuracy(ranking: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
     """top1 and top5 as fractions, of predictions [M, up to 5] (class numbers, best first, -1 for none).
 
@@ -135,6 +156,29 @@ def _labelled(store: "Store") -> Any:
     if not len(rows):
         raise UserError("there are no labels to evaluate with; name labelled images with eval_data=")
     return store if len(rows) == len(store) else store.subset(rows)
+
+
+@contextmanager
+def _network(backbone: nn.Module, layer: str | None) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What makes features [N, width] of images: the backbone, or one of its layers, pooled."""
+    if layer is None:
+        yield backbone
+        return
+    with tap(backbone, layer) as tapped:
+
+        def network(images: Tensor) -> Tensor:
+            backbone(images)
+            if not hasattr(tapped, "raw"):
+                raise UserError(f"the backbone's layer {layer!r} is never called; choose one of those in it")
+            return tapped.raw if tapped.raw.ndim == 2 else _pooled(tapped.output)
+
+        yield network
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """Maps [N, C, h, w] averaged over a grid, as fine as they are at most: [N, about 9000]."""
+    side = min(max(1, round(sqrt(LAYER_WIDTH / maps.shape[1]))), maps.shape[2])
+    return F.adaptive_avg_pool2d(maps.float(), side).flatten(1)
 
 
 @contextmanager

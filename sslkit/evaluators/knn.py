@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.evaluators.base import Evaluator, Subject, accuracy
+from sslkit.evaluators.base import Evaluator, Subject, accuracy, features_at
 
 SIMILARITIES = 2**25
 """How many similarities are held at once: 128 MB of float32."""
@@ -19,6 +19,8 @@ class KNN(Evaluator):
         """Neighbours that vote; at most as many as there are training images."""
         temperature: float = Field(0.1, gt=0)
         """A neighbour of cosine similarity s has exp(s / temperature) votes."""
+        layer: str | None = None
+        """Layer whose features are compared, by its name in the network; null: the backbone's features."""
 
     config: Config
 
@@ -29,10 +31,11 @@ class KNN(Evaluator):
     @property
     def protocol(self) -> str:
         capped = " (all training images)" if self.k < self.config.k else ""
-        return f"k={self.k}{capped}, T={self.config.temperature:g}, cosine, weighted vote"
+        layer = f"features of {self.config.layer}, " if self.config.layer else ""
+        return f"{layer}k={self.k}{capped}, T={self.config.temperature:g}, cosine, weighted vote"
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        features = subject.features
+        features = features_at(subject, self.config.layer)
         self.k = min(self.config.k, len(features.train_x))
         ranking = self.predict(features.train_x, features.train_y, features.test_x, features.classes)
         return accuracy(ranking, features.test_y, features.classes)

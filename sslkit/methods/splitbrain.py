@@ -1,0 +1,143 @@
+"""Split-brain autoencoder: predict colour from lightness, and lightness from colour."""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslkit import config, distributed
+from sslkit.backbones.layers import last_map, layer_names, tap
+from sslkit.backbones.splitnet import SplitNet
+from sslkit.colour import L_BINS, ab_bin, ab_bins, ab_table, lightness_bin
+from sslkit.config import Choice
+from sslkit.methods.base import Batch, Method, RunInfo
+
+PREFIX = "splitbrain:"
+UNIFORM_SHARE = 0.5
+"""λ of Zhang et al. 2016, Eq. 4: how much of the uniform distribution is mixed into that of the bins."""
+FREQUENCY_MOMENTUM = 0.99
+"""How much of the bins' frequencies a step keeps."""
+
+
+class SplitBrain(Method):
+    """Predict an image's colour from its lightness and the reverse, by two halves (Zhang et al. 2017).
+
+    Split-Brain Autoencoders, arXiv:1611.09842: in CIE Lab, one network sees L and classifies ab into 313 bins, the
+    other sees ab and classifies L into 50 bins of size 2, by cross entropy at every position; both halves'
+    features together are the representation. Each half is the whole backbone named (see `SplitNet`). Its last
+    map predicts, through a 1×1 convolution; where it is coarser than `stride`, several positions from each of
+    its own. What is ours: the pooled features add scores of their own, the same at all positions, so that
+    layers after the pooling are trained too, as the paper's fc layers are.
+    """
+
+    class Config(config.Config):
+        stride: int = Field(default=8, ge=1)
+        """Pixels a prediction, in one direction; targets are means over squares of that size."""
+        rebalance: bool = False
+        """Weight rare colours more (Zhang et al. 2016, Eq. 4, with frequencies averaged over steps, not smoothed)."""
+
+    augment: ClassVar[str] = "weak"
+    backbone: SplitNet
+    table: Tensor
+    frequency: Tensor
+
+    def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
+        super().__init__(config, backbone if isinstance(backbone, SplitNet) else SplitNet(backbone), info)
+        self.backbone.normalise_by(info.mean, info.std)
+        name = last_map(self.backbone, info.image_size)
+        channels, map_side, _ = layer_names(self.backbone, info.image_size)[name]
+        # The halves are alike, so a layer of one names that of the other.
+        self.layer = name.partition(".")[2]
+        bins = ab_bins()
+        self.register_buffer("table", ab_table(bins))
+        self.register_buffer("frequency", torch.full((len(bins),), 1 / len(bins)))
+        self._seen: list[Tensor] = []
+        side = -(-info.image_size // config.stride)
+        width = self.backbone.width // 2
+        self.to_colour = Predictor(channels, width, len(bins), map_side, side)
+        self.to_lightness = Predictor(channels, width, L_BINS, map_side, side)
+
+    @classmethod
+    def trained_backbone(cls, backbone: Choice) -> Choice:
+        if backbone.name.startswith(PREFIX):
+            return backbone
+        return Choice(name=PREFIX + backbone.name, options=backbone.options)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        lab = self.backbone.lab(batch.views)
+        lightness, colour = self.backbone.inputs(lab)
+        colours = self._predict(self.backbone.lightness, self.to_colour, lightness)
+        lightnesses = self._predict(self.backbone.colour, self.to_lightness, colour)
+        seen = F.adaptive_avg_pool2d(lab, (colours.shape[2], colours.shape[3]))
+        ab, light = ab_bin(seen[:, 1:], self.table).flatten(), lightness_bin(seen[:, 0]).flatten()
+        if self.config.rebalance and self.training:
+            self._seen.append(shares(ab, len(self.frequency)))
+        weights = rebalancing(self.frequency) if self.config.rebalance else None
+        colour_loss, colour_accuracy = classified(colours, ab, weights)
+        lightness_loss, lightness_accuracy = classified(lightnesses, light)
+        return {
+            "loss": colour_loss + lightness_loss,
+            "colour_loss": colour_loss.detach(),
+            "colour_accuracy": colour_accuracy,
+            "lightness_loss": lightness_loss.detach(),
+            "lightness_accuracy": lightness_accuracy,
+        }
+
+    def _predict(self, half: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
+        with tap(half, self.layer) as last:
+            features = half(images)
+        return head(last.output, features)
+
+    def after_step(self, progress: float) -> None:
+        if self._seen:
+            now = distributed.mean(torch.stack(self._seen).mean(0))
+            self.frequency.lerp_(now, 1 - FREQUENCY_MOMENTUM)
+            self._seen.clear()
+
+
+class Predictor(nn.Module):
+    """Scores of every bin on a grid of `side` × `side` positions or a little more, [N, bins, h, w].
+
+    Of the last map, [N, channels, map_side, map_side], and of the features, [N, width].
+    """
+
+    def __init__(self, channels: int, width: int, bins: int, map_side: int, side: int) -> None:
+        super().__init__()
+        self.pool = max(1, map_side // side)
+        self.upscale = -(-side // (map_side // self.pool))
+        self.local = nn.Conv2d(channels, bins * self.upscale**2, 1)
+        self.whole = nn.Linear(width, bins, bias=False)
+
+    def forward(self, last: Tensor, features: Tensor) -> Tensor:
+        local = F.pixel_shuffle(self.local(F.avg_pool2d(last, self.pool)), self.upscale)
+        return local + self.whole(features)[:, :, None, None]
+
+
+def classified(scores: Tensor, bins: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy over positions, times the weight of the true bin, and accuracy without weights.
+
+    scores: [N, K, h, w]; bins: int64 [N·h·w]; weights: [K]. Computed in float32 under autocast; float64 stays.
+    """
+    # Rows, because the loss of maps has no deterministic version on the GPU.
+    rows = scores.movedim(1, -1).flatten(0, 2)
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    entropy = F.cross_entropy(rows, bins, reduction="none")
+    loss = entropy.mean() if weights is None else (entropy * weights[bins]).mean()
+    return loss, (rows.argmax(1) == bins).float().mean()
+
+
+def rebalancing(frequency: Tensor) -> Tensor:
+    """Weights of the bins by their frequencies p, [K] -> [K] (Zhang et al. 2016, Eq. 4).
+
+    Proportional to 1/((1-λ)p + λ/K), λ = 1/2, and 1 on average over the positions of images.
+    """
+    weights = 1 / ((1 - UNIFORM_SHARE) * frequency + UNIFORM_SHARE / len(frequency))
+    return weights / (frequency * weights).sum()
+
+
+def shares(bins: Tensor, count: int) -> Tensor:
+    """How large a share of the positions each of `count` bins has, int64 [M] -> float32 [count]."""
+    one = torch.ones(len(bins), device=bins.device)
+    return torch.zeros(count, device=bins.device).index_add_(0, bins, one) / len(bins)

@@ -1,0 +1,121 @@
+"""Named transformations that leave an image's meaning as it is: what PIRL learns to be invariant to.
+
+Those of SimCLR's study (Chen et al. 2020, Figures 4 and 5), always applied, with its strengths where it states them.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from sslkit.augment import ops
+from sslkit.augment.base import Triple
+from sslkit.augment.draws import Draws
+from sslkit.augment.steps import Blur, Crop, Grayscale, Jitter, Solarize
+from sslkit.plugins import suggest
+
+JIGSAW = "jigsaw"
+"""The transformation that makes nine tiles of an image, so that it comes last and the method does it."""
+NOISE = 0.1
+"""Standard deviation of the noise, where white is 1."""
+GREY = 0.5
+"""What a cut-out square becomes, as in AutoAugment's code, where white is 1."""
+
+
+@torch.no_grad()
+def transform(
+    views: Tensor, names: Iterable[str], mean: Triple, std: Triple, generator: torch.Generator | None = None
+) -> Tensor:
+    """The transformations called `names`, one after the other, on normalised views [N, 3, S, S]; the same shape.
+
+    mean, std: what the views were normalised with, in units where white is 1.
+    generator: decides all randomness, an image's own; None: torch's global one.
+    """
+    draws = Draws(1, len(views), views.device, generator)
+    # Half precision has too few grey levels, and autocast would do the matrix products in it.
+    with torch.autocast(views.device.type, enabled=False):
+        images = _between_0_and_1(views, mean, std)
+        for name in names:
+            images = TRANSFORMS[name](images, draws)
+        return ops.normalize(images, mean, std)
+
+
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names as they are. Raises ValueError with the mend where one is unknown or comes twice, or there is none."""
+    if not names:
+        raise ValueError(f"name at least one transformation; there are: {', '.join(NAMES)}")
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"no transformation is called {name!r}; {suggest(name, list(NAMES))}")
+    if len(set(names)) < len(names):
+        raise ValueError("each transformation can be named once")
+    return names
+
+
+def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
+    """Square images turned by 90° counter-clockwise as often as `turns` says, int64 [N] in 0..3; exact."""
+    odd, half = (bit[:, None, None, None] for bit in (turns % 2 == 1, turns >= 2))
+    images = torch.where(odd, images.transpose(2, 3).flip(2), images)
+    return torch.where(half, images.flip(2, 3), images)
+
+
+def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
+    """Grey squares of `side` pixels around `centres`, float [N, 2] of row and column in pixels.
+
+    A square near the border is cut off there (DeVries & Taylor 2017, arXiv:1708.04552).
+    """
+    rows, columns = (
+        (torch.arange(size, device=images.device) + 0.5 - centre[:, None]).abs() < side / 2
+        for size, centre in zip(images.shape[2:], centres.unbind(1))
+    )
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], GREY)
+
+
+def sobel(images: Tensor) -> Tensor:
+    """Length of each channel's gradient by Sobel's two filters, whose weights' absolute values sum to 1."""
+    from kornia.filters import sobel
+
+    return sobel(images)
+
+
+def _rotation(images: Tensor, draws: Draws) -> Tensor:
+    return quarter_turns(images, draws.uniform(0, 4).long())
+
+
+def _crop(images: Tensor, draws: Draws) -> Tensor:
+    return ops.resized_crop(images, Crop().sample(draws, *images.shape[2:]), None, images.shape[2])
+
+
+def _cutout(images: Tensor, draws: Draws) -> Tensor:
+    size = images.shape[2]
+    return cut_out(images, draws.table(2, 0, size), side=size // 2)
+
+
+def _noise(images: Tensor, draws: Draws) -> Tensor:
+    device = images.device if draws.generator is None else draws.generator.device
+    noise = torch.randn(images.shape, generator=draws.generator, device=device).to(images.device)
+    return torch.add(images, noise, alpha=NOISE).clamp_(0, 1)
+
+
+TRANSFORMS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
+    "rotation": _rotation,
+    "crop": _crop,
+    "flip": lambda images, draws: images.flip(3),
+    "jitter": Jitter(p=1.0, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
+    "grayscale": Grayscale(p=1.0),
+    "blur": Blur(p=1.0),
+    "sobel": lambda images, draws: sobel(images),
+    "cutout": _cutout,
+    "noise": _noise,
+    "solarize": Solarize(p=1.0),
+}
+"""Name -> what it makes of float images [N, 3, S, S] in 0..1, drawing its parameters."""
+
+NAMES = (JIGSAW, *TRANSFORMS)
+"""Every transformation."""
+
+
+def _between_0_and_1(views: Tensor, mean: Triple, std: Triple) -> Tensor:
+    # Python numbers go along with the kernel launch; a tensor of them would be a copy to the device.
+    planes = [plane * s + m for plane, m, s in zip(views.unbind(1), mean, std)]
+    return torch.stack(planes).clamp_(0, 1).transpose(0, 1)
