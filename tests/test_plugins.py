@@ -120,7 +120,7 @@ def test_list_shows_what_an_installed_package_brings(sslkit, good):
         rows = {row["name"]: row for row in json.loads(sslkit("list", kind, "--json", env=good).stdout)}
         assert rows[name]["distribution"] == "sslkit-tiny"
         assert rows[name]["summary"]
-        assert {r["distribution"] for r in rows.values()} == {"sslkit", "sslkit-tiny"}
+        assert "sslkit" in {r["distribution"] for r in rows.values()}
 
 
 def test_installed_parts_work_together_from_the_command_line(sslkit, good, tmp_path):

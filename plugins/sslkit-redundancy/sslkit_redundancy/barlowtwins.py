@@ -1,0 +1,71 @@
+"""Barlow Twins: make the cross-correlation of two views' features the identity matrix."""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslkit import config
+from sslkit.errors import UserError
+from sslkit.heads import mlp
+from sslkit.health import feature_std
+from sslkit.methods import Batch, Method, RunInfo
+from sslkit_redundancy.losses import cross_correlation, redundancy_reduction
+
+
+class BarlowTwins(Method):
+    """Make each feature agree between views and differ from all others; no negatives (Zbontar et al. 2021).
+
+    Barlow Twins: Self-Supervised Learning via Redundancy Reduction, arXiv:2103.03230, Algorithm 1, with BYOL's
+    views (Section 2.2). Each view passes through the network on its own, as in the official code. The loss
+    grows with `dim`, so `redundancy_weight` may want another value where that is changed.
+    """
+
+    class Config(config.Config):
+        redundancy_weight: float = Field(default=0.005, ge=0)
+        """λ of Eq. 1: weight of the correlations between different features."""
+        hidden: int = Field(default=8192, ge=1)
+        """Width of the projector's two hidden layers; 2048 suits small GPUs: 8192 costs 67 million weights a layer."""
+        dim: int = Field(default=8192, ge=1)
+        """D: width of the embeddings; the paper's accuracy grows with it up to 16384 (Figure 4)."""
+
+    augment: ClassVar[str] = "byol"
+    defaults: ClassVar[dict[str, Any]] = {
+        "optimizer.name": "lars",
+        "optimizer.lr": 0.2,
+        "optimizer.exempt_lr": 0.0048,
+        "optimizer.lr_scaling": "linear",
+        "optimizer.weight_decay": 1.5e-6,
+        "optimizer.momentum": 0.9,
+        "optimizer.warmup_epochs": 10,
+    }
+
+    def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
+        super().__init__(config, backbone, info)
+        width: int = backbone.width  # type: ignore[assignment]
+        self.projector = mlp(width, config.hidden, config.hidden, config.dim, last_bias=False)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """{"z": [B, 2, dim]}."""
+        if batch.n_views != 2:
+            raise UserError(f"barlowtwins needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        return {"z": torch.stack([self.projector(self.backbone(view)) for view in batch.views.chunk(2)], dim=1)}
+
+    def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, and what tells that it works.
+
+        on_diagonal: mean correlation of a feature between the views, which rises to 1.
+        off_diagonal: root mean square correlation of different features, which falls to 0.
+        embedding_std: `feature_std` of the first view's embeddings.
+        """
+        z0, z1 = embeddings["z"].unbind(1)
+        diagonal, off_diagonal = cross_correlation(z0, z1)
+        pairs = max(1, z0.shape[1] * (z0.shape[1] - 1))
+        return {
+            "loss": redundancy_reduction(diagonal, off_diagonal, self.config.redundancy_weight),
+            "on_diagonal": diagonal.detach().mean(),
+            # Rounding may leave a sum of squares a little below zero.
+            "off_diagonal": (off_diagonal.detach().clamp_min(0) / pairs).sqrt(),
+            "embedding_std": feature_std(z0),
+        }
