@@ -237,7 +237,7 @@ def _save(run: Run, parts: Parts, step: int) -> Path:
     }
     # The backbone first: a kill between the two must not leave it older than the checkpoint one goes on from.
     save_backbone(
-        parts.method.backbone,
+        parts.method.exported,
         run.backbone_file,
         name=parts.method.trained_backbone(run.config.backbone).name,
         image_size=parts.stores.image_size,
@@ -279,7 +279,7 @@ def _evaluate_if_due(run: Run, parts: Parts, epoch: int, step: int, display: Dis
 
 
 def _evaluate(run: Run, parts: Parts, todo: list[Choice], when: dict[str, int], display: Display) -> None:
-    for record in evaluation.evaluate(parts.method.backbone, todo, parts.stores, parts.device, parts.config.seed):
+    for record in evaluation.evaluate(parts.method.exported, todo, parts.stores, parts.device, parts.config.seed):
         record = {**when, "during_run": True} | record
         run.log_evaluation(record)
         display.evaluation(record)

@@ -64,16 +64,18 @@ class TinyBackbone(nn.Sequential):
 def check_method(
     method_class: type[Method],
     image_size: int = 32,
-    backbone: str | Callable[[], nn.Module] = TinyBackbone,
+    backbone: str | Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> None:
     """Check a method: settings, a few steps on its own view recipe, and that its state_dict is complete.
 
-    `backbone` is a registered name, or makes a module with `.width`, for methods that need a particular one.
+    `backbone` is a registered name, or makes a module with `.width`; None: what the method's `defaults` name, else
+    `TinyBackbone`.
     """
     _expect(issubclass(method_class, Method), "a method is a subclass of sslkit.methods.Method")
     config = _settings(method_class, options)
     _check_advice(method_class)
+    backbone = backbone or method_class.defaults.get("backbone.name", TinyBackbone)
     with _seeded(0):
         method = _make_method(method_class, config, image_size, backbone)
         twin = _make_method(method_class, config, image_size, backbone)
@@ -119,6 +121,7 @@ def _make_batch(method_class: type[Method], image_size: int) -> Batch:
 
 def _check_backbone_kept_once(method: Method) -> None:
     names = [n for n, m in method.named_modules(remove_duplicate=False) if m is method.backbone]
+    _expect(isinstance(getattr(method.exported, "width", None), int), "exported must be a backbone, with its width")
     _expect(
         names == ["backbone"],
         f"the backbone must be registered once, as `backbone`, not as {names}: inside another module it is saved twice",

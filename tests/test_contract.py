@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import Field
-from small import NEEDS, OPTIONS
+from small import OPTIONS
 from torch import Tensor, nn
 
 from sslkit import plugins, testing
@@ -25,7 +25,7 @@ def registered(kind: str) -> list[str]:
 @pytest.mark.parametrize("name", registered("methods"))
 def test_method(name):
     backbone = {"backbone": NEEDS[name]} if name in NEEDS else {}
-    testing.check_method(plugins.find("methods", name), **backbone, **OPTIONS.get(name, {}))
+    testing.check_method(plugins.find("methods", name), **OPTIONS.get(name, {}))
 
 
 @pytest.mark.parametrize("name", [*registered("backbones"), "timm:lcnet_050", "torchvision:shufflenet_v2_x0_5"])

@@ -86,6 +86,11 @@ class Method(nn.Module):
         """The backbone to build where the user names `backbone`; another one where a method trains a compound."""
         return backbone
 
+    @property
+    def exported(self) -> nn.Module:
+        """The backbone that is evaluated and saved; a slow copy of it, where the paper evaluates that."""
+        return self.backbone
+
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """What the loss needs of each image: tensors [B, ...], the image first (see `Batch.by_image`).
 
