@@ -1,0 +1,18 @@
+"""SwAV and DINO, and the multi-crop views that both learn from."""
+
+from typing import Any
+
+from sslkit import hookimpl
+
+
+@hookimpl
+def register_methods(register: Any) -> None:
+    register("swav", "sslkit_clustering.swav:SwAV")
+    register("dino", "sslkit_clustering.dino:DINO")
+
+
+@hookimpl
+def register_augmentations(register: Any) -> None:
+    register("multicrop", "sslkit_clustering.multicrop:MultiCrop")
+    register("swav", "sslkit_clustering.multicrop:SwAVCrops")
+    register("dino", "sslkit_clustering.multicrop:DINOCrops")

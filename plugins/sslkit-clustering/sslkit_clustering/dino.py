@@ -1,0 +1,124 @@
+"""DINO: a student matches the distribution over prototypes that a slow copy of it makes of other crops."""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslkit import config, distributed
+from sslkit.errors import UserError
+from sslkit.heads import mlp
+from sslkit.methods import Batch, Method, RunInfo
+from sslkit.momentum import cosine_momentum, ema_update, slow_copy
+from sslkit_clustering.assignments import Prototypes, swapped_cross_entropy
+
+
+class DINO(Method):
+    """Match a slow copy's soft assignment of other crops, kept spread by a centre (Caron et al. 2021).
+
+    Self-Distillation with No Labels, arXiv:2104.14294: Algorithm 1 with multi-crop (Eq. 3). The teacher sees
+    the full-size views; its outputs are centred with their moving average (Eq. 4) and sharpened. Head as in
+    the reference code: three layers with GELU, a bottleneck of unit length, and a weight-normalised last
+    layer. Works with vision transformers and with convolutional networks.
+    """
+
+    class Config(config.Config):
+        prototypes: int = Field(default=65536, ge=2)
+        """K: width of the output; a few thousand do for small data."""
+        student_temperature: float = Field(default=0.1, gt=0)
+        """τ_s of Eq. 1."""
+        teacher_temperature: float = Field(default=0.07, gt=0)
+        """τ_t after its warm-up; lower it towards 0.04 where the loss stays at log K."""
+        warmup_teacher_temperature: float = Field(default=0.04, gt=0)
+        """τ_t at the start."""
+        warmup_teacher: float = Field(default=0.1, gt=0, le=1)
+        """Share of the run in which τ_t rises linearly; 30 of 300 epochs."""
+        momentum: float = Field(default=0.996, ge=0, le=1)
+        """λ: the teacher's momentum at the start; it rises to 1 along a cosine."""
+        centre_momentum: float = Field(default=0.9, ge=0, le=1)
+        """m of the centre (Eq. 4)."""
+        hidden: int = Field(default=2048, ge=1)
+        """Width of the head's two hidden layers."""
+        bottleneck: int = Field(default=256, ge=1)
+        """Width of what the last layer sees."""
+        norm: bool = False
+        """Batch norm in the head."""
+        freeze_last_layer: float = Field(default=0.01, ge=0, le=1)
+        """Share of the run in which the last layer stays as it is; 1 of 100 epochs."""
+
+    augment: ClassVar[str] = "dino"
+    defaults: ClassVar[dict[str, Any]] = {
+        "optimizer.name": "adamw",
+        "optimizer.lr": 5e-4,
+        "optimizer.lr_scaling": "linear",
+        "optimizer.weight_decay": 0.04,
+        "optimizer.weight_decay_end": 0.4,
+        "optimizer.warmup_epochs": 10,
+        "optimizer.clip_grad": 3.0,
+    }
+    progress: Tensor
+    centre: Tensor
+
+    def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
+        super().__init__(config, backbone, info)
+        width: int = backbone.width  # type: ignore[assignment]
+        dims = width, config.hidden, config.hidden, config.bottleneck
+        self.head = mlp(*dims, norm=config.norm, activation=nn.GELU).apply(_initialise)
+        self.prototypes = Prototypes(config.bottleneck, config.prototypes)
+        self.teacher = slow_copy(self._student())
+        self.register_buffer("centre", torch.zeros(config.prototypes))
+        self.register_buffer("progress", torch.zeros(()))
+        self._teacher_means: list[Tensor] = []
+
+    def _student(self) -> nn.Sequential:
+        # Made when needed: a module that kept it would register the backbone a second time.
+        return nn.Sequential(self.backbone, self.head, self.prototypes)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if batch.n_views < 2:
+            raise UserError("dino needs two full-size views, but the recipe makes one; set augment.views=2")
+        features = torch.cat([self.backbone(crops) for crops in batch.crops])
+        frozen = self.progress < self.config.freeze_last_layer
+        student = batch.by_image(self.prototypes(self.head(features), frozen))
+        targets = self._targets(batch)
+        loss = swapped_cross_entropy(targets, student, self.config.student_temperature)
+        entropy = torch.special.entr(targets).sum(2).mean()
+        return {
+            "loss": loss,
+            "teacher_entropy": entropy,
+            "teacher_student_kl": loss.detach() - entropy,
+            "centre_norm": self.centre.norm(),
+        }
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch) -> Tensor:
+        """The teacher's distributions of the full-size views, [B, V, K]."""
+        teacher = batch.by_image(self.teacher(batch.views))
+        self._teacher_means.append(teacher.mean((0, 1)))
+        return ((teacher - self.centre) / self.teacher_temperature()).softmax(2)
+
+    @property
+    def exported(self) -> nn.Module:
+        """The teacher's backbone, which the paper evaluates (Section 3.1: it is better throughout training)."""
+        return self.teacher[0]
+
+    def teacher_temperature(self) -> Tensor:
+        """τ_t of the current step."""
+        start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
+        return start + (end - start) * (self.progress / self.config.warmup_teacher).clamp(max=1)
+
+    def after_step(self, progress: float) -> None:
+        """The centre follows the teacher's outputs, and the teacher the student."""
+        centre = distributed.mean(torch.stack(self._teacher_means).mean(0))
+        self.centre.lerp_(centre, 1 - self.config.centre_momentum)
+        self._teacher_means.clear()
+        ema_update(self.teacher, self._student(), cosine_momentum(self.config.momentum, progress))
+        self.progress.fill_(progress)
+
+
+def _initialise(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

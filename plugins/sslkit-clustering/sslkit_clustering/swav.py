@@ -1,0 +1,122 @@
+"""SwAV: predict the cluster of one view from the others, with clusters of equal size."""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslkit import config
+from sslkit.errors import UserError
+from sslkit.heads import mlp
+from sslkit.methods import Batch, Method, RunInfo
+from sslkit.queues import Queue
+from sslkit_clustering.assignments import Prototypes, sinkhorn, swapped_cross_entropy
+
+
+class SwAV(Method):
+    """Predict the cluster of a view from other crops; no pairs of images are compared (Caron et al. 2020).
+
+    Swapping Assignments between Views, arXiv:2006.09882: swapped prediction (Eq. 2) of the codes of both
+    full-size views, which Sinkhorn-Knopp spreads evenly over the prototypes (Eq. 3 to 5), by all other crops
+    (Eq. 6). The defaults are those of the reference code's recipe for batches of 256 and 200 epochs.
+    """
+
+    class Config(config.Config):
+        prototypes: int = Field(default=3000, ge=2)
+        """K: clusters; several times the number of classes that the images may have."""
+        temperature: float = Field(default=0.1, gt=0)
+        """τ of Eq. 2."""
+        epsilon: float = Field(default=0.05, gt=0)
+        """ε of Eq. 3: the larger, the softer the codes."""
+        sinkhorn_iterations: int = Field(default=3, ge=1)
+        """Rounds of Sinkhorn-Knopp."""
+        hidden: int = Field(default=2048, ge=1)
+        """Width of the projector's hidden layer."""
+        dim: int = Field(default=128, ge=1)
+        """Width of z, which the prototypes see."""
+        queue_length: int = Field(default=3840, ge=0)
+        """Earlier embeddings of each view that codes are computed with, for batches smaller than K; 0: none."""
+        queue_start: float = Field(default=0.075, ge=0, le=1)
+        """Share of the run after which the queue fills; 15 of 200 epochs."""
+        freeze_prototypes: float = Field(default=0.005, ge=0, le=1)
+        """Share of the run in which the prototypes stay as they are; 1 of 200 epochs."""
+
+    augment: ClassVar[str] = "swav"
+    defaults: ClassVar[dict[str, Any]] = {
+        "optimizer.name": "lars",
+        "optimizer.lr": 0.6,
+        "optimizer.lr_scaling": "linear",
+        "optimizer.weight_decay": 1e-6,
+        "optimizer.momentum": 0.9,
+        "optimizer.warmup_epochs": 0,
+    }
+    progress: Tensor
+
+    def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
+        super().__init__(config, backbone, info)
+        width: int = backbone.width  # type: ignore[assignment]
+        self.projector = mlp(width, config.hidden, config.dim)
+        self.prototypes = Prototypes(config.dim, config.prototypes)
+        queues = 2 if config.queue_length else 0
+        self.queues = nn.ModuleList(Queue(config.queue_length, config.dim) for _ in range(queues))
+        self.register_buffer("progress", torch.zeros(()))
+        self._new: list[Tensor] = []
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Projections "z" of all crops, full-size ones first, [B, crops, dim]."""
+        if batch.n_views != 2:
+            raise UserError(
+                f"swav needs two full-size views, but the recipe makes {batch.n_views}; set augment.views=2"
+            )
+        # The projector sees all crops at once, as in the reference code, so that its batch norm mixes them.
+        features = torch.cat([self.backbone(crops) for crops in batch.crops])
+        return {"z": batch.by_image(self.projector(features))}
+
+    def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Swapped prediction, and how the prototypes are used."""
+        z = embeddings["z"]
+        self._new.append(z[:, :2].detach())
+        scores = self.prototypes(z, frozen=self.progress < self.config.freeze_prototypes)
+        codes = torch.stack([self._codes(scores[:, view].detach(), view) for view in range(2)], dim=1)
+        return {
+            "loss": swapped_cross_entropy(codes, scores, self.config.temperature),
+            **code_health(codes),
+            **(self.queues[0].health() if self.queues else {}),  # type: ignore[operator]
+        }
+
+    @torch.no_grad()
+    def _codes(self, scores: Tensor, view: int) -> Tensor:
+        settings = self.config.epsilon, self.config.sinkhorn_iterations
+        if not self.queues:
+            return sinkhorn(scores, *settings)
+        queue: Any = self.queues[view]
+        # What has not been pushed yet is random, and must not take part.
+        rows = torch.arange(-len(scores), len(queue.rows), device=scores.device)
+        everyone = torch.cat([scores, self.prototypes(queue.rows).to(scores.dtype)])
+        return sinkhorn(everyone, *settings, absent=rows >= queue.pushed)[: len(scores)]
+
+    def after_step(self, progress: float) -> None:
+        """The step's projections enter the queues, once it is time."""
+        self.progress.fill_(progress)
+        if progress >= self.config.queue_start:
+            for view, queue in enumerate(self.queues):
+                queue.push(torch.cat(self._new)[:, view])  # type: ignore[operator]
+        self._new.clear()
+
+
+@torch.no_grad()
+def code_health(codes: Tensor) -> dict[str, Tensor]:
+    """Scalars worth logging of codes [N, 2, K].
+
+    code_usage: share of the prototypes that are the first choice of some view, at most 2N/K; collapse is 1/K.
+    code_entropy: mean entropy of a code in nats, 0 to log K.
+    code_agreement: share of the images whose two views have the same first choice, 0 to 1 (chance is 1/K).
+    """
+    first = codes.argmax(2)
+    used = codes.new_zeros(codes.shape[2]).index_fill(0, first.flatten(), 1)
+    return {
+        "code_usage": used.mean(),
+        "code_entropy": torch.special.entr(codes).sum(2).mean(),
+        "code_agreement": (first[:, 0] == first[:, 1]).float().mean(),
+    }
