@@ -1,0 +1,15 @@
+"""MAE: a vision transformer learns by filling in the hidden patches of an image."""
+
+from typing import Any
+
+from sslkit import hookimpl
+
+
+@hookimpl
+def register_methods(register: Any) -> None:
+    register("mae", "sslkit_mim.mae:MAE")
+
+
+@hookimpl
+def register_augmentations(register: Any) -> None:
+    register("mae", "sslkit_mim.views:MAEViews")

@@ -1,0 +1,34 @@
+"""What MAE predicts and how far off it is, as pure functions."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def patch_pixels(images: Tensor, size: int, normalise: bool = False) -> Tensor:
+    """Images [N, 3, H, W] as rows of their patches' values, [N, L, 3·size²]; `F.fold` puts them together again.
+
+    normalise: less the patch's mean, over its standard deviation (He et al. 2022, 3, "Reconstruction target").
+    """
+    pixels = F.unfold(images, size, stride=size).transpose(1, 2)
+    if not normalise:
+        return pixels
+    variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
+    return (pixels - mean) / (variance + 1e-6).sqrt()
+
+
+def hidden_mse(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+    """Mean squared error over the values of hidden patches alone (He et al. 2022, 3).
+
+    predicted, target: [N, L, D], or what broadcasts; hidden: [N, L], 1 where a patch is hidden, 0 where it is
+    visible, some of each. Computed in float32 under autocast; float64 stays.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        dtype = torch.promote_types(predicted.dtype, torch.float32)
+        errors = (predicted.to(dtype) - target).square().mean(2)
+        return (errors * hidden).sum() / hidden.sum()
+
+
+def hidden_mean(target: Tensor, hidden: Tensor) -> Tensor:
+    """Mean of the values [N, L, D] of hidden patches, as a scalar."""
+    return (target.mean(2) * hidden).sum() / hidden.sum()

@@ -1,0 +1,16 @@
+"""The view that MAE learns from."""
+
+from pydantic import Field
+
+from sslkit.augment import Crop, Flip, Views
+
+
+class MAEViews(Views):
+    """MAE's view: one large crop, mirrored at random; the colours stay (He et al. 2022, Table 8)."""
+
+    class Config(Views.Config):
+        """What `augment.<field>=` accepts."""
+
+        views: int = Field(default=1, ge=1)
+        crop: Crop = Crop(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3))
+        flip: Flip = Flip(p=0.5)
