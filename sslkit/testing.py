@@ -103,8 +103,10 @@ def _make_method(
 ) -> Method:
     from sslkit.backbones import create_backbone
 
-    named = isinstance(backbone, str)
-    made = create_backbone(method_class.trained_backbone(Choice(name=backbone)), image_size) if named else backbone()
+    if isinstance(backbone, str):
+        made = create_backbone(method_class.trained_backbone(Choice(name=backbone)), image_size)
+    else:
+        made = backbone()
     return method_class(config, made, RunInfo(images=4 * IMAGES, classes=2, image_size=image_size))
 
 

@@ -24,7 +24,6 @@ def registered(kind: str) -> list[str]:
 
 @pytest.mark.parametrize("name", registered("methods"))
 def test_method(name):
-    backbone = {"backbone": NEEDS[name]} if name in NEEDS else {}
     testing.check_method(plugins.find("methods", name), **OPTIONS.get(name, {}))
 
 
