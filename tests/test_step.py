@@ -22,6 +22,7 @@ def parts_of(method: str, norm: bool = False, **settings: object) -> Parts:
     """A built run whose method is small and, without `norm`, free of batch norm; plain SGD shows the gradients."""
     words = [f"{key}={value}" for key, value in settings.items()]
     words += [f"method.{key}={value}" for key, value in OPTIONS.get(method, {}).items()]
+    words += ["optimizer.clip_grad=null"]
     words += [] if "backbone" in settings else ["backbone=vit_tiny"]
     parts = build(resolve([f"method={method}", "evaluators=[]", *DATA, *words]).config, print)
     if not norm:

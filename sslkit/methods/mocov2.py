@@ -36,6 +36,8 @@ class MoCoV2(Method):
         """Width of the head's hidden layer; null: the backbone's own, 2048 in the paper's ResNet-50."""
         dim: int = Field(default=128, ge=1)
         """Width of queries and keys."""
+        norm: bool = False
+        """Batch norm in the head, as in MoCo v3 (Chen et al. 2021); short runs on little data hardly learn without."""
         symmetric: bool = False
         """Sum both directions, each view once a query and once a key, as in MoCo's CIFAR-10 demo; twice the work."""
         bn_splits: int = Field(default=1, ge=1)
@@ -55,7 +57,7 @@ class MoCoV2(Method):
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
         width: int = backbone.width  # type: ignore[assignment]
-        self.head = mlp(width, config.hidden or width, config.dim, norm=False)
+        self.head = mlp(width, config.hidden or width, config.dim, norm=config.norm, last_norm=config.norm)
         self.key_encoder = slow_copy(self._query_encoder())
         self.queue = Queue(config.queue, config.dim)
         self._new_keys: list[Tensor] = []
