@@ -60,7 +60,7 @@ def build(config: RunConfig, say: Callable[[str], None]) -> Parts:
     with distributed.main_first():
         stores = open_stores(config.data, config.eval_data, config.seed, say=say)
     torch.manual_seed(config.seed)
-    method = _with_synchronised_norm(_build_method(config, stores).to(device), device)
+    method = _with_synchronised_norm(build_method(config, stores).to(device), device)
     if config.channels_last:
         method.to(memory_format=torch.channels_last)
     recipe = plugins.find("augmentations", config.augment.name)
@@ -141,7 +141,7 @@ def _own_share(config: RunConfig) -> int:
     return share
 
 
-def _build_method(config: RunConfig, stores: Stores) -> Method:
+def build_method(config: RunConfig, stores: Stores) -> Method:
     method_class: type[Method] = plugins.find("methods", config.method.name)
     if method_class.uses_labels and stores.pretrain.labels is None:
         raise UserError(f"method {config.method.name} needs labels, and {config.data.name} has none")

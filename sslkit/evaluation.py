@@ -1,34 +1,40 @@
-"""Run evaluators on a backbone: during a run, or later on any run or weights file."""
+"""Run evaluators on a backbone, and what their records say."""
 
-import json
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from copy import deepcopy
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sslkit import plugins
-from sslkit.config import Choice
+from sslkit.config import Choice, RunConfig, config_class
 from sslkit.errors import UserError
 from sslkit.evaluators import Subject
-from sslkit.recipes import read_recipe
-from sslkit.resolve import Resolved, resolve_layers
-from sslkit.settings import Layer, Mistakes, flatten, parse_words
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
-    from sslkit.progress import Display
 
 ABOUT = frozenset({"epoch", "step", "n_train", "n_test", "seed", "seconds", "during_run"})
 """Numbers of a record that describe it and are no result."""
+Z95 = 1.959963984540054
+"""Of a standard normal variable, 95 % lies within ± this."""
 
 
 def evaluate(
-    backbone: nn.Module, evaluators: Iterable[Choice], stores: "Stores", device: torch.device, seed: int
+    backbone: nn.Module,
+    evaluators: Iterable[Choice],
+    stores: "Stores",
+    device: torch.device,
+    seed: int,
+    **about: Any,
 ) -> Iterator[dict[str, Any]]:
-    """One record an evaluator, as evaluations.jsonl keeps it. Features are extracted once and shared."""
+    """One record an evaluator, as evaluations.jsonl keeps it. Features are extracted once and shared.
+
+    `about`: what `Subject` may be told besides: initial, head, folder, cache.
+    """
     if stores.train is None or stores.test is None:
         raise UserError("there are no labels to evaluate with; name labelled images with eval_data=")
     subject = Subject(
@@ -40,27 +46,63 @@ def evaluate(
         std=stores.std,
         device=device,
         seed=seed,
+        **about,
     )
     for choice in evaluators:
-        evaluator = plugins.find("evaluators", choice.name)(choice.options)
-        began = time.perf_counter()
-        metrics = evaluator(subject)
-        yield {
-            "evaluator": choice.name,
-            "protocol": evaluator.protocol,
-            "data": stores.protocol,
-            "split": "test",
-            "n_train": len(stores.train),
-            "n_test": len(stores.test),
-            "seed": seed,
-            "seconds": round(time.perf_counter() - began, 3),
-            **metrics,
-        }
+        yield _measure(subject, choice, stores)
+
+
+def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, Any]:
+    evaluator = plugins.find("evaluators", choice.name)(choice.options)
+    subject.begin(choice.name)
+    began = time.perf_counter()
+    metrics = evaluator(subject)
+    return {
+        "evaluator": choice.name,
+        "protocol": evaluator.protocol,
+        "settings": choice.options.model_dump(mode="json"),
+        "data": stores.protocol,
+        "split": "test",
+        "n_train": len(subject.train),
+        "n_test": len(subject.test),
+        "seed": subject.seed,
+        "seconds": round(time.perf_counter() - began, 3),
+        **_with_intervals(metrics, len(subject.test)),
+        **({"files": subject.files} if subject.files else {}),
+        **({"notes": subject.notes} if subject.notes else {}),
+    }
+
+
+def _with_intervals(metrics: dict[str, float], n: int) -> dict[str, float]:
+    """Accuracies with the ends of their intervals, unless the evaluator, measuring other images, gave its own."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        found[name] = value
+        if is_accuracy(name) and f"{name}_low" not in metrics:
+            found[f"{name}_low"], found[f"{name}_high"] = wilson(value, n)
+    return found
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether a figure is a fraction of test images: top1, top5, and names that end so, as scratch_top1 does."""
+    return name.rpartition("_")[2] in ("top1", "top5")
+
+
+def wilson(accuracy: float, n: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of an accuracy measured on `n` images, as fractions (Wilson 1927).
+
+    It is about which images happened to be tested; other seeds of training are not in it.
+    """
+    centre = (accuracy + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    reach = Z95 / (1 + Z95**2 / n) * sqrt(accuracy * (1 - accuracy) / n + Z95**2 / (4 * n**2))
+    # Rounding must not put the accuracy, at 0 or 1, outside its own interval.
+    return max(0.0, min(accuracy, centre - reach)), min(1.0, max(accuracy, centre + reach))
 
 
 def measured(record: dict[str, Any]) -> dict[str, float]:
     """What an evaluator found, without what is said about it: {"top1": 0.83, "top5": 0.99}."""
-    return {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ABOUT}
+    ends = {f"{k}{end}" for k in record if is_accuracy(k) for end in ("_low", "_high")}
+    return {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ABOUT | ends}
 
 
 def as_metrics(record: dict[str, Any]) -> dict[str, float]:
@@ -68,70 +110,35 @@ def as_metrics(record: dict[str, Any]) -> dict[str, float]:
     return {f"{record['evaluator']}/{k}": v for k, v in measured(record).items()}
 
 
-def evaluate_saved(path: Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:
-    """`sslkit evaluate RUN|FILE key=value...`: the records; a run also keeps them in its evaluations.jsonl."""
-    from sslkit.backbones import create_backbone, load_backbone
-    from sslkit.build import pick_device
-    from sslkit.data import open_stores
-    from sslkit.runs import Run
-
-    run = Run.open(path) if path.is_dir() else None
-    file = run.backbone_file if run else path
-    if not file.is_file():
-        raise UserError(f"{path} is neither a run with a finished backbone nor a weights file")
-    resolved = _settings(file, run, words)
-    config = resolved.config
-    stores = open_stores(config.data, config.eval_data, config.seed, say=display.say)
-    if _is_ours(file):
-        backbone = load_backbone(file)
-    else:
-        backbone = create_backbone(config.backbone, image_size=stores.image_size)
-    device = pick_device(config.device)
-    backbone.to(device)
-    if config.channels_last:
-        backbone.to(memory_format=torch.channels_last)
-    records = []
-    for record in evaluate(backbone, config.evaluators, stores, device, config.seed):
-        if run:
-            record = {"epoch": config.epochs, "step": _last_step(run), "during_run": False} | record
-            run.log_evaluation(record)
-        display.evaluation(record)
-        records.append(record)
-    return records
+def projection_head(method: nn.Module) -> nn.Module | None:
+    """A copy of a method's head, [N, width] -> [N, d], in eval mode; None where it has none of that form."""
+    name = head_name(method)
+    return deepcopy(getattr(method, name)).eval() if name else None
 
 
-def _settings(file: Path, run: Any, words: Iterable[str]) -> Resolved:
-    """What the run or the file's header says, under what the command line says."""
-    mistakes = Mistakes()
-    layers = []
-    if run:
-        layers.append(read_recipe(run.path / "config.yaml", mistakes))
-    elif _is_ours(file):
-        layers.append(Layer(f"header of {file}", flatten(json.loads(_header(file)["config"]), mistakes)))
-    layers.append(Layer("command line", parse_words(words, mistakes)))
-    if not _is_ours(file):
-        given = layers[-1].values
-        for key in ("backbone.name", "data.name"):
-            if key not in given:
-                mistakes.add(key.removesuffix(".name"), f"{file} does not say; add {key.removesuffix('.name')}=NAME")
-        layers.append(Layer(str(file), {"backbone.pretrained": str(file)}))
-    return resolve_layers(layers, mistakes, new=False)
+def head_name(method: nn.Module) -> str | None:
+    """Which part of a method is its projection head: `projector`, or `head` where that takes features."""
+    backbone: Any = method.backbone
+    return next((n for n in ("projector", "head") if _takes(getattr(method, n, None), backbone.width)), None)
 
 
-def _is_ours(file: Path) -> bool:
-    return _header(file).get("format") == "sslkit"
-
-
-def _header(file: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
+@torch.no_grad()
+def _takes(head: Any, width: int) -> bool:
+    """A copy is tried, for batch norm would note what it sees."""
+    if not isinstance(head, nn.Module):
+        return False
+    weight = next(head.parameters(), torch.empty(0))
     try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is not a safetensors file ({error})") from error
+        out = deepcopy(head).eval()(weight.new_zeros(2, width))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return isinstance(out, torch.Tensor) and out.ndim == 2
 
 
-def _last_step(run: Any) -> int:
-    metrics = run.metrics
-    return metrics[-1]["step"] if metrics else 0
+def untrained(config: RunConfig, image_size: int) -> nn.Module:
+    """The run's backbone with random weights, drawn from torch's global generator."""
+    from sslkit.backbones import create_backbone
+
+    choice = plugins.find("methods", config.method.name).trained_backbone(config.backbone)
+    known = config_class(plugins.find("backbones", choice.name)).model_fields
+    return create_backbone(choice, image_size, **({"pretrained": None} if "pretrained" in known else {}))

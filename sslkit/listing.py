@@ -23,7 +23,7 @@ def print_components(kinds: list[str], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows[kinds[0]] if len(kinds) == 1 else rows, indent=2, ensure_ascii=False))
         return
-    console = _console()
+    console = terminal()
     for kind, components in rows.items():
         table = _table(kind, "summary", "from")
         for row in components:
@@ -35,7 +35,7 @@ def print_settings_of(kind: str, name: str | None) -> None:
     """The docstring and the settings of a component, or of the run itself."""
     from sslkit.config import Optimizer, RunConfig, config_class
 
-    console = _console()
+    console = terminal()
     if kind == "run":
         console.print(_settings_table("", RunConfig))
         console.print(_settings_table("optimizer.", Optimizer))
@@ -61,7 +61,7 @@ def print_origins(resolved: "Resolved") -> None:
     for key, value in resolved.values.items():
         origin = resolved.origins.get(key, "default")
         table.add_row(Text(key), Text(json.dumps(value)), Text(origin, style="dim" if origin == "default" else "bold"))
-    _console().print(table)
+    terminal().print(table)
 
 
 def print_records(records: list[dict[str, Any]]) -> None:
@@ -71,19 +71,38 @@ def print_records(records: list[dict[str, Any]]) -> None:
     table = _table("evaluator", "result", "data", "protocol")
     for record in records:
         table.add_row(*map(Text, (record["evaluator"], figures(record), record["data"], record["protocol"])))
-    _console().print(table)
+    console = terminal()
+    console.print(table)
+    for record in records:
+        for note in record.get("notes", ()):
+            console.print(Text(f"{record['evaluator']}: {note}"))
+
+
+def print_courses(records: list[dict[str, Any]]) -> None:
+    """Each accuracy after the last epoch, and beside it, named as such, the highest of all epochs."""
+    from sslkit.checkpoints import courses
+    from sslkit.progress import accuracy
+
+    table = _table("evaluator", "epochs", "last epoch", "maximum over epochs (chosen by test labels)")
+    for course in courses(records):
+        last, best = (f"{accuracy(r, course.figure)} at {r['epoch']}" for r in (course.last, course.best))
+        table.add_row(*map(Text, (f"{course.evaluator} {course.figure}", str(len(course.records)), last, best)))
+    terminal().print(table)
 
 
 def print_outcome(run: "Run") -> None:
     """Last against first: what pre-training gave over the random initialisation."""
-    console = _console()
+    from sslkit.progress import accuracy
+
+    console = terminal()
     records = [r for r in run.evaluations if r["during_run"]]
     table = _table("evaluator", "random init", "pre-trained", "gain")
     for name in dict.fromkeys(r["evaluator"] for r in records):
         mine = [r for r in records if r["evaluator"] == name and "top1" in r]
         if mine and mine[0]["epoch"] == 0 and len(mine) > 1:
-            first, last = mine[0]["top1"], mine[-1]["top1"]
-            table.add_row(f"{name} top-1", f"{first:.1%}", f"{last:.1%}", f"{100 * (last - first):+.1f} points")
+            first, last = mine[0], mine[-1]
+            gain = f"{100 * (last['top1'] - first['top1']):+.1f} points"
+            table.add_row(f"{name} top-1", accuracy(first, "top1"), accuracy(last, "top1"), gain)
     if table.row_count:
         console.print(table)
     console.print(Text(f"run:      {run.path}\nbackbone: {run.backbone_file}"))
@@ -162,7 +181,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _console() -> Console:
+def terminal() -> Console:
     """As wide as the terminal; in a pipe wide enough that no row is folded."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)

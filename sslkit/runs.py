@@ -151,7 +151,7 @@ class Run:
         complaints: list[str] = []
         for path in reversed(self.checkpoints):
             try:
-                return _load_checkpoint(path), complaints
+                return load_checkpoint(path), complaints
             except (OSError, ValueError, KeyError) as error:
                 complaints.append(f"checkpoint {path} is damaged ({error}); the one before it is used")
         return None, complaints
@@ -193,7 +193,7 @@ def _free_path(config: RunConfig) -> Path:
     return path
 
 
-def _load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))

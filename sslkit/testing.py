@@ -14,10 +14,10 @@ import copy
 import inspect
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -332,27 +332,83 @@ def _check_normalised(crops: list[Tensor], plain: list[Tensor], mean: tuple, std
 
 
 def check_evaluator(evaluator_class: type, **options: Any) -> None:
-    """Check an evaluator on features of three well-separated classes: plain figures, the same each time."""
+    """Check an evaluator on three classes whose features and colours lie far apart: plain figures, the same each time.
+
+    It is given a whole `Subject`: images, TinyBackbone, a projection head, a folder for pictures.
+    """
     config = _settings(evaluator_class, options)
-    subject = SimpleNamespace(features=_clusters(), device=torch.device("cpu"), seed=0)
-    before = copy.deepcopy(subject.features)
-    evaluator = evaluator_class(config)
-    with _seeded(0):
+    with _seeded(0), tempfile.TemporaryDirectory() as folder:
+        subject = _example_subject(Path(folder))
+        before = copy.deepcopy(subject.features)
+        weights = copy.deepcopy(subject.backbone.state_dict())
+        evaluator = evaluator_class(config)
         state = torch.get_rng_state()
         results = evaluator(subject)
         untouched = torch.equal(state, torch.get_rng_state())
         again = evaluator_class(config)(subject)
+        _check_attached(subject, Path(folder))
     _expect(
         untouched,
         "an evaluator must draw from its own torch.Generator: the run's random numbers go on after it",
     )
     _check_figures(results)
-    _expect(results == again, f"an evaluator must give the same figures each time, not {results} and then {again}")
+    first, second = (_repeatable(evaluator_class, figures) for figures in (results, again))
+    _expect(first == second, f"an evaluator must give the same figures each time, not {first} and then {second}")
     for name in ("train_x", "train_y", "test_x", "test_y"):
         same = torch.equal(getattr(before, name), getattr(subject.features, name))
         _expect(same, f"an evaluator must not change {name}: others use it too")
+    same = all(torch.equal(v, weights[k]) for k, v in subject.backbone.state_dict().items())
+    _expect(same and subject.backbone.training, "an evaluator must leave the backbone as it was: train subject.fresh()")
     protocol = evaluator.protocol
     _expect(isinstance(protocol, str) and bool(protocol), "protocol must say in words how the figures came about")
+
+
+def _repeatable(evaluator_class: type, figures: dict[str, float]) -> dict[str, float | None]:
+    """The figures, without the values of those that may vary."""
+    varies = getattr(evaluator_class, "varies", ())
+    return {name: None if name.startswith(tuple(varies)) else value for name, value in figures.items()}
+
+
+def _example_subject(folder: Path) -> Any:
+    """Images of three colours, packed, and features in three clusters to judge beside them."""
+    from sslkit.data import pack
+    from sslkit.evaluators.base import Subject
+
+    class Example(Subject):
+        """The features are given, so that every evaluator can tell the classes apart."""
+
+        features = _clusters()
+
+    stores = [
+        pack(_coloured(role, labels), folder / f"{role}.beton", size=24, mode="raw", workers=1)
+        for role, labels in (("train", Example.features.train_y), ("test", Example.features.test_y))
+    ]
+    return Example(
+        TinyBackbone(),
+        *stores,
+        image_size=24,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        device="cpu",
+        initial=TinyBackbone,
+        head=lambda: nn.Linear(TinyBackbone.width, 8),
+        folder=folder,
+    )
+
+
+def _coloured(role: str, labels: Tensor) -> Any:
+    from sslkit.data import ArrayImages
+
+    noise = np.random.default_rng(len(labels)).integers(0, 100, (len(labels), 24, 24, 3))
+    pixels = (noise + 150 * np.eye(3, dtype=np.int64)[labels][:, None, None]).astype(np.uint8)
+    return ArrayImages(lambda: (pixels, labels.numpy()), role, ("red", "green", "blue"))
+
+
+def _check_attached(subject: Any, folder: Path) -> None:
+    for file in subject.files:
+        _expect((folder / file["path"]).is_file(), f"{file['path']} was attached, but not written")
+        _expect(bool(file["alt"].strip()), f"{file['path']} needs a text alternative")
+    _expect(all(isinstance(note, str) and note for note in subject.notes), "notes must be sentences")
 
 
 def _clusters() -> Any:
@@ -365,11 +421,13 @@ def _clusters() -> Any:
 
 
 def _check_figures(results: Any) -> None:
+    from sslkit.evaluation import is_accuracy
+
     _expect(isinstance(results, dict) and len(results) > 0, "an evaluator must return a dict of figures")
     for name, value in results.items():
         figure = isinstance(name, str) and type(value) in (float, int) and math.isfinite(value)
         _expect(figure, f"{name} must be a plain finite number, not {value!r}: call float() on it")
-    for name in results.keys() & {"top1", "top5"}:
+    for name in [name for name in results if is_accuracy(name)]:
         _expect(0 <= results[name] <= 1, f"{name} must be a fraction from 0 to 1, not {results[name]}")
     if "top1" in results:
         _expect(

@@ -37,9 +37,16 @@ def test_augmentation(name):
     testing.check_augmentation(plugins.find("augmentations", name))
 
 
+QUICK = {
+    "semi": {"steps": 20, "batch_size": 32},
+    "finetune": {"steps": 60, "batch_size": 32, "lr": 0.4},
+}
+"""Settings of evaluators that train the whole network."""
+
+
 @pytest.mark.parametrize("name", registered("evaluators"))
 def test_evaluator(name):
-    testing.check_evaluator(plugins.find("evaluators", name))
+    testing.check_evaluator(plugins.find("evaluators", name), **QUICK.get(name, {}))
 
 
 @pytest.mark.parametrize("name", registered("datasets"))

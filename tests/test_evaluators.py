@@ -1,12 +1,16 @@
-"""Evaluators: kNN and the linear probe against scikit-learn and lightly, and the features that they share."""
+"""Evaluators on features: kNN, linear probe, MLP against scikit-learn and lightly, and the features they share."""
+
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 from lightly.utils.benchmarking.knn import knn_predict
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +19,7 @@ from sslkit.backbones import create_backbone
 from sslkit.config import Choice
 from sslkit.data import ArrayImages, Digits, open_stores, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import KNN, Features, Linear, Subject, accuracy, knn
+from sslkit.evaluators import KNN, MLP, Features, Linear, Subject, accuracy, knn
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -80,6 +84,38 @@ def test_knn_at_a_low_temperature_is_the_nearest_neighbour(features):
     one = KNN(KNN.Config(k=1)).predict(features.train_x, features.train_y, features.test_x, 7)
     assert torch.equal(cold[:, 0], one[:, 0])
     assert (one[:, 1:] == -1).all(), "a class without a vote is not among the best five"
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 60, 600])
+def test_knn_by_euclidean_distance_is_that_of_scikit_learn(features, k):
+    reference = KNeighborsClassifier(k, algorithm="brute").fit(features.train_x.double(), features.train_y)
+    config = KNN.Config(k=k, metric="euclidean")
+    ranking = KNN(config).predict(features.train_x, features.train_y, features.test_x, 7).numpy()
+    votes = np.rint(k * reference.predict_proba(features.test_x.double()))
+    ours = np.where(ranking < 0, 0, np.take_along_axis(votes, ranking.clip(0), 1))
+    np.testing.assert_array_equal(ours, -np.sort(-votes)[:, :5])
+    decided = np.sort(votes)[:, -1] > np.sort(votes)[:, -2]
+    assert decided.any()
+    assert (ranking[:, 0] == reference.predict(features.test_x.double()))[decided].all()
+
+
+def test_by_euclidean_distance_the_nearer_of_equal_classes_wins():
+    train = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0], [11.0]])
+    labels = torch.tensor([3, 2, 3, 2, 1, 1])
+    vote = KNN(KNN.Config(k=4, metric="euclidean")).predict
+    assert vote(train, labels, torch.tensor([[0.1], [2.9]]), 4)[:, :2].tolist() == [[3, 2], [2, 3]]
+
+
+def test_the_two_metrics_differ_by_length(features):
+    longer = features.train_x * torch.linspace(0.1, 10, 600)[:, None]
+    by = {m: KNN(KNN.Config(k=5, metric=m)) for m in ("cosine", "euclidean")}
+    plain, scaled = (
+        {m: e.predict(x, features.train_y, features.test_x, 7)[:, 0] for m, e in by.items()}
+        for x in (features.train_x, longer)
+    )
+    assert (plain["cosine"] == scaled["cosine"]).float().mean() > 0.99
+    assert (plain["euclidean"] == scaled["euclidean"]).float().mean() < 0.9
+    assert by["euclidean"].protocol == "k=5, Euclidean, majority vote"
 
 
 def test_k_is_capped_by_the_data_and_the_protocol_says_so(features):
@@ -159,7 +195,17 @@ def test_linear_depends_on_the_seed_alone_and_draws_from_its_own_generator(featu
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("evaluator", [KNN(KNN.Config()), Linear(Linear.Config(epochs=5))])
+@pytest.mark.parametrize(
+    "evaluator",
+    [
+        KNN(KNN.Config()),
+        KNN(KNN.Config(metric="euclidean")),
+        Linear(Linear.Config(epochs=5)),
+        MLP(MLP.Config(epochs=2)),
+        MLP(MLP.Config(epochs=2, input="pca", components=5)),
+    ],
+    ids=lambda e: e.protocol,
+)
 def test_test_labels_choose_nothing(features, evaluator):
     """With every test image called c, top1 is the share predicted as c: shares of one prediction add up to 1."""
     shares = []
@@ -174,7 +220,81 @@ def test_test_labels_choose_nothing(features, evaluator):
     assert evaluator(Given(shuffled)) == evaluator(Given(features))
 
 
+def test_the_mlp_comes_to_the_accuracy_of_scikit_learn(features):
+    scaler = StandardScaler().fit(features.train_x)
+    reference = MLPClassifier((512,), alpha=0, batch_size=256, max_iter=30, random_state=0, n_iter_no_change=99)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.fit(scaler.transform(features.train_x), features.train_y)
+    expected = reference.score(scaler.transform(features.test_x), features.test_y)
+    assert MLP(MLP.Config())(Given(features))["top1"] == pytest.approx(expected, abs=0.03)
+    assert expected > 0.6
+
+
+def test_the_mlp_bends_where_a_line_cannot():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 2, generator=rng)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    given = Given(Features(x[:300], y[:300], x[300:], y[300:], 2))
+    assert Linear(Linear.Config())(given)["top1"] < 0.7
+    assert MLP(MLP.Config(epochs=60, batch_size=32))(given)["top1"] > 0.93
+
+
+def test_the_mlp_on_principal_components_sees_those_of_train(features):
+    seen = MLP(MLP.Config(input="pca", components=3))._inputs(Given(features))
+    pca = PCA(3, svd_solver="full").fit(features.train_x.numpy())
+    for ours, x in ((seen[0], features.train_x), (seen[2], features.test_x)):
+        np.testing.assert_allclose(ours.abs(), np.abs(pca.transform(x.numpy())), atol=2e-3)
+    few = MLP(MLP.Config(input="pca", components=99))._inputs(Given(features))
+    assert few[0].shape == (600, 24)
+
+
+def test_the_mlp_on_tsne_sees_two_dimensions_and_no_label(features):
+    config = MLP.Config(input="tsne", tsne_train=80, epochs=2)
+    few = Features(features.train_x, features.train_y, features.test_x[:40], features.test_y[:40], 7)
+    evaluator = MLP(config)
+    train_x, train_y, test_x, test_y, _ = evaluator._inputs(Given(few))
+    assert (train_x.shape, test_x.shape) == ((80, 2), (40, 2))
+    assert torch.equal(test_y, few.test_y), "every test image is measured"
+    assert "(80 training images)" in evaluator.protocol
+    assert "train and test together, without labels" in evaluator.protocol
+    whole = torch.bincount(few.train_y, minlength=7) * 80 / 600
+    assert (torch.bincount(train_y, minlength=7) - whole).abs().max() <= 1, "stratified"
+    blind = Features(few.train_x, few.train_y, few.test_x, torch.zeros_like(few.test_y), 7)
+    assert torch.equal(MLP(config)._inputs(Given(blind))[0], train_x)
+    shuffled = Features(features.train_x[:80], (few.train_y[:80] + 1) % 7, few.test_x, few.test_y, 7)
+    plain = Features(features.train_x[:80], few.train_y[:80], few.test_x, few.test_y, 7)
+    assert torch.equal(MLP(config)._inputs(Given(shuffled))[0], MLP(config)._inputs(Given(plain))[0])
+
+
+def test_the_mlp_on_pixels_sees_the_images(tmp_path):
+    train, pixels, labels = store(tmp_path / "train.beton", 30, size=32)
+    judged = subject(Pixels(), (train, train), mean=(0, 0, 0), std=(1, 1, 1))
+    seen = MLP(MLP.Config(input="pixels", pixel_size=8))._inputs(judged)
+    means = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).unflatten(3, (8, 4)).unflatten(2, (8, 4))
+    torch.testing.assert_close(seen[0], means.mean((3, 5)).flatten(1))
+    assert seen[1].tolist() == labels.tolist()
+    assert judged.backbone.calls == 0
+    assert MLP(MLP.Config(input="pixels"))(judged)["top1"] > 0.9
+
+
+def test_the_mlp_depends_on_the_seed_alone(features):
+    state = torch.get_rng_state()
+    evaluator = MLP(MLP.Config(epochs=2, hidden=8, lr=0.05))
+    with torch.no_grad():
+        first, again, other = (
+            evaluator.predict(features.train_x, features.train_y, features.test_x, 7, seed) for seed in (1, 1, 2)
+        )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_protocols_are_in_words():
+    assert MLP(MLP.Config(input="pixels")).protocol == (
+        "MLP on pixels, at most 32×32, standardized on train; 512 hidden units, ReLU; "
+        "Adam 30 epochs, batch 256, lr 0.001"
+    )
     assert Linear(Linear.Config()).protocol == (
         "frozen features, standardized on train; SGD 100 epochs, batch 512, lr 0.1 cosine, "
         "Nesterov momentum 0.9, weight decay 0"

@@ -1,6 +1,7 @@
 """Evaluators: what a backbone's features are worth, measured with labels that it never saw.
 
-`base.py` holds the contract and extracts the features, once for all; `knn.py` and `linear.py` judge them.
+`base.py` holds the contract and extracts the features, once for all; `cache.py` keeps them on disk. Every other
+file is one evaluator, or two that train alike.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,25 +11,44 @@ from sslkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.evaluators.base import Evaluator, Features, Subject, accuracy
+    from sslkit.evaluators.finetune import Finetune, Semi
     from sslkit.evaluators.knn import KNN
     from sslkit.evaluators.linear import Linear
+    from sslkit.evaluators.mlp import MLP
 
-__all__ = ["KNN", "Evaluator", "Features", "Linear", "Subject", "accuracy"]
+__all__ = ["KNN", "MLP", "Evaluator", "Features", "Finetune", "Linear", "Semi", "Subject", "accuracy"]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "Evaluator": "sslkit.evaluators.base",
         "Features": "sslkit.evaluators.base",
-        "Subject": "sslkit.evaluators.base",
-        "accuracy": "sslkit.evaluators.base",
+        "Finetune": "sslkit.evaluators.finetune",
         "KNN": "sslkit.evaluators.knn",
         "Linear": "sslkit.evaluators.linear",
+        "MLP": "sslkit.evaluators.mlp",
+        "Semi": "sslkit.evaluators.finetune",
+        "Subject": "sslkit.evaluators.base",
+        "accuracy": "sslkit.evaluators.base",
     },
 )
 
 
 @hookimpl
 def register_evaluators(register: Any) -> None:
-    register("knn", "sslkit.evaluators.knn:KNN")
-    register("linear", "sslkit.evaluators.linear:Linear")
+    for name, target in {
+        "knn": "knn:KNN",
+        "linear": "linear:Linear",
+        "mlp": "mlp:MLP",
+        "semi": "finetune:Semi",
+        "finetune": "finetune:Finetune",
+        "transfer": "transfer:Transfer",
+        "transforms": "transforms:Transforms",
+        "retrieval": "retrieval:Retrieval",
+        "confusion": "confusion:Confusion",
+        "saliency": "saliency:Saliency",
+        "embedding": "embedding:Embedding",
+        "robustness": "robustness:Robustness",
+        "cost": "cost:Cost",
+    }.items():
+        register(name, f"sslkit.evaluators.{target}")

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 from sslkit.backbones.layers import tap
 from sslkit.config import Config
 from sslkit.errors import UserError
+from sslkit.evaluators.cache import FeatureCache, weights_digest
 
 if TYPE_CHECKING:
     from sslkit.data import Store
@@ -40,7 +44,10 @@ class Features:
 
 
 class Subject:
-    """What is judged: a frozen backbone and labelled images, whose features are extracted once for all evaluators."""
+    """What is judged: a frozen backbone and labelled images, whose features are extracted once for all evaluators.
+
+    Pictures and sentences that evaluators leave in it become part of their record.
+    """
 
     def __init__(
         self,
@@ -55,8 +62,16 @@ class Subject:
         precision: str = "fp32",
         seed: int = 0,
         batch_size: int = 256,
+        initial: Callable[[], nn.Module] | None = None,
+        head: Callable[[], nn.Module | None] | None = None,
+        folder: Path | None = None,
+        cache: Path | None = None,
     ) -> None:
-        """`mean` and `std` are of images in 0..1; `precision` is fp32, bf16 or fp16 (autocast)."""
+        """`mean` and `std` are of images in 0..1; `precision` is fp32, bf16 or fp16 (autocast).
+
+        initial: makes the backbone anew, with random weights. head: gives the method's projection head.
+        folder: where pictures go; None draws none. cache: where features are kept; None keeps none.
+        """
         self.backbone = backbone
         self.train, self.test = train, test
         self.image_size = image_size
@@ -65,6 +80,13 @@ class Subject:
         self.autocast = PRECISIONS[precision]
         self.seed = seed
         self.batch_size = batch_size
+        self.files: list[dict[str, str]] = []
+        """What was attached since `begin`: {"path": relative to the folder, "alt": text alternative}."""
+        self.notes: list[str] = []
+        """Sentences since `begin`."""
+        self._initial, self._make_head = initial, head
+        self._folder, self._cache = folder, cache
+        self._name = ""
         self._features: dict[str | None, Features] = {}
 
     @property
@@ -81,40 +103,114 @@ class Subject:
         None is the backbone itself. Raises UserError where there is no such layer.
         """
         if layer not in self._features:
-            self._features[layer] = self._both_splits(layer)
+            kept = FeatureCache(self._cache, self._weights, self._conditions(layer)) if self._cache else None
+            with eval_mode(self.backbone), _network(self.backbone, layer) as network:
+                self._features[layer] = self._both_splits(network, kept)
         return self._features[layer]
 
-    def _both_splits(self, layer: str | None) -> Features:
-        with _eval_mode(self.backbone), _network(self.backbone, layer) as network:
-            (train_x, train_y), (test_x, test_y) = (self._extract(s, network) for s in (self.train, self.test))
+    def features_by(self, network: Callable[[Tensor], Tensor]) -> Features:
+        """What any function of views makes of the same images: float views [B, 3, S, S] -> [B, width]."""
+        return self._both_splits(network)
+
+    def views(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> one plain view of each, resized and normalised: float [B, 3, S, S], channels_last."""
+        views = images.float()
+        if views.shape[-1] != self.image_size:
+            views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+        return ((views / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def fresh(self, initial: bool = False) -> nn.Module:
+        """A copy of the backbone to train, in training mode; with `initial` its random weights depend on the seed.
+
+        Raises UserError where `initial` is asked for and nobody said how the backbone is made.
+        """
+        if not initial:
+            return deepcopy(self.backbone).requires_grad_().train()
+        if self._initial is None:
+            raise UserError("how this backbone was built is not known here, so it cannot be trained from scratch")
+        with own_random(self.seed):
+            return self._initial().to(self.device).train()
+
+    @cached_property
+    def head(self) -> nn.Module | None:
+        """The method's projection head, [N, width] -> [N, d], in eval mode; None where there is none at hand."""
+        with own_random(self.seed):
+            head = self._make_head() if self._make_head else None
+        return None if head is None else head.to(self.device).eval()
+
+    def begin(self, name: str) -> None:
+        """From now on files and notes belong to the evaluator called `name`."""
+        self._name, self.files, self.notes = name, [], []
+
+    def attach(self, name: str, alt: str) -> Path | None:
+        """Where to write the file `name` of this evaluation; None: nobody wants files, so draw nothing.
+
+        alt: what the file shows, in words, for who cannot see it.
+        """
+        if self._folder is None:
+            return None
+        path = self._folder / "figures" / self._name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.files.append({"path": path.relative_to(self._folder).as_posix(), "alt": alt})
+        return path
+
+    def note(self, text: str) -> None:
+        """One sentence that belongs to the result: "cat taken for dog: 31 of 300"."""
+        self.notes.append(text)
+
+    def _both_splits(self, network: Callable[[Tensor], Tensor], kept: "FeatureCache | None" = None) -> Features:
+        (train_x, train_y), (test_x, test_y) = (self.outputs(s, network, kept) for s in (self.train, self.test))
         named = max(len(self.train.classes), len(self.test.classes))
         classes = max(named, int(train_y.max()) + 1, int(test_y.max()) + 1)
         return Features(train_x, train_y, test_x, test_y, classes)
 
-    @torch.no_grad()
-    def _extract(self, store: "Store", network: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        from sslkit.data import in_order
-
+    def outputs(
+        self, store: "Store", network: Callable[[Tensor], Tensor], kept: "FeatureCache | None" = None
+    ) -> tuple[Tensor, Tensor]:
+        """What a function of views [B, 3, S, S] makes of a store's labelled images, float32 [N, width], and their
+        classes, int64 [N]; in the store's order.
+        """
         known = _labelled(store)
         labels = torch.from_numpy(known.labels).long().to(self.device)
+        x = kept.read(known, self.device) if kept else None
+        if x is None:
+            x = self._extract(known, network)
+            if kept:
+                kept.write(known, x)
+        return x, labels
+
+    @torch.no_grad()
+    def _extract(self, store: "Store", network: Callable[[Tensor], Tensor]) -> Tensor:
+        from sslkit.data import in_order
+
         x = torch.empty(0)
-        for batch in in_order(known, batch_size=self.batch_size, device=self.device):
-            out = self._forward(batch.images, network)
+        for batch in in_order(store, batch_size=self.batch_size, device=self.device):
+            with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+                out = network(self.views(batch.images))
             if not len(x):
                 # Filled in place: a million features and a second copy of them need not fit together.
-                x = torch.empty(len(known), out.shape[1], device=self.device)
+                x = torch.empty(len(store), out.shape[1], device=self.device)
             x[batch.indices] = out.float()
         if not x.isfinite().all():
             raise UserError("the backbone's features are not finite: its weights are damaged, or training diverged")
-        return x, labels
+        return x
 
-    def _forward(self, images: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
-        views = images.float()
-        if views.shape[-1] != self.image_size:
-            views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        views = ((views / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
-            return network(views)
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(self.backbone)
+
+    def _conditions(self, layer: str | None) -> list[Any]:
+        """What else than weights and images decides the features."""
+        scale = [self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        return [layer, self.image_size, *scale, str(self.autocast), self.device.type]
+
+
+@contextmanager
+def own_random(seed: int) -> Iterator[None]:
+    """torch's global random numbers start at `seed` inside and go on afterwards as if nothing had been."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 class Evaluator:
@@ -122,6 +218,9 @@ class Evaluator:
 
     class Config(Config):
         """What `evaluators.<name>.<field>=` accepts."""
+
+    varies: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of figures that are not the same each time, such as seconds."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -182,7 +281,7 @@ def _pooled(maps: Tensor) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(net: nn.Module) -> Iterator[None]:
+def eval_mode(net: nn.Module) -> Iterator[None]:
     """Training goes on afterwards as if nothing had been: every module gets its own mode back."""
     modes = {module: module.training for module in net.modules()}
     net.eval()

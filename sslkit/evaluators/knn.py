@@ -1,4 +1,7 @@
-"""Weighted nearest-neighbour vote: needs no training, so it is the quickest honest figure."""
+"""Nearest-neighbour vote: needs no training, so it is the quickest honest figure."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,13 +15,18 @@ SIMILARITIES = 2**25
 
 
 class KNN(Evaluator):
-    """k nearest training images vote for their class, weighted by similarity (Wu et al. 2018, section 3.4)."""
+    """k nearest training images vote for their class, weighted by similarity (Wu et al. 2018, section 3.4).
+
+    By Euclidean distance every neighbour has one vote (Cover and Hart 1967), the distance of Sonawane et al. 2021.
+    """
 
     class Config(Evaluator.Config):
+        metric: Literal["cosine", "euclidean"] = "cosine"
+        """cosine: votes weighted by similarity; euclidean: one each, and nearer neighbours decide between equals."""
         k: int = Field(200, ge=1)
         """Neighbours that vote; at most as many as there are training images."""
         temperature: float = Field(0.1, gt=0)
-        """A neighbour of cosine similarity s has exp(s / temperature) votes."""
+        """cosine: a neighbour of similarity s has exp(s / temperature) votes."""
         layer: str | None = None
         """Layer whose features are compared, by its name in the network; null: the backbone's features."""
 
@@ -32,6 +40,8 @@ class KNN(Evaluator):
     def protocol(self) -> str:
         capped = " (all training images)" if self.k < self.config.k else ""
         layer = f"features of {self.config.layer}, " if self.config.layer else ""
+        if self.config.metric == "euclidean":
+            return f"{layer}k={self.k}{capped}, Euclidean, majority vote"
         return f"{layer}k={self.k}{capped}, T={self.config.temperature:g}, cosine, weighted vote"
 
     def __call__(self, subject: Subject) -> dict[str, float]:
@@ -47,19 +57,30 @@ class KNN(Evaluator):
         Memory beyond the features is bounded, however many there are.
         """
         chunk = max(1, SIMILARITIES // max(len(train_x), classes))
-        scale = _inverse_norms(train_x, SIMILARITIES // train_x.shape[1])
-        return torch.cat([self._vote(x, train_x, scale, train_y, classes) for x in test_x.split(chunk)])
+        nearness = self._nearness(train_x)
+        return torch.cat([self._vote(nearness(x), train_y, classes) for x in test_x.split(chunk)])
 
-    def _vote(self, x: Tensor, train_x: Tensor, scale: Tensor, train_y: Tensor, classes: int) -> Tensor:
-        # Scaling the similarities spares a normalised copy of all training features.
-        similarity = (F.normalize(x) @ train_x.T).mul_(scale)
-        nearest, index = similarity.topk(min(self.config.k, len(train_x)))
-        # Relative to the nearest, or a low temperature overflows.
-        weight = ((nearest - nearest[:, :1]) / self.config.temperature).exp()
-        votes = weight.new_zeros(len(x), classes).scatter_add_(1, train_y[index], weight)
+    def _nearness(self, train_x: Tensor) -> Callable[[Tensor], Tensor]:
+        """x [m, width] -> [m, N], larger for nearer, without a changed copy of all training features."""
+        rows = max(1, SIMILARITIES // train_x.shape[1])
+        norms = torch.cat([part.norm(dim=1) for part in train_x.split(rows)])
+        if self.config.metric == "cosine":
+            return lambda x: (F.normalize(x) @ train_x.T).div_(norms.clamp_min(1e-12))
+        # ‖x − c‖² = ‖x‖² − 2(x·c − ‖c‖²/2), and ‖x‖² is the same for all c.
+        return lambda x: torch.addmm(norms.square(), x, train_x.T, beta=-0.5)
+
+    def _vote(self, nearness: Tensor, train_y: Tensor, classes: int) -> Tensor:
+        nearest, index = nearness.topk(min(self.config.k, len(train_y)))
+        votes = nearest.new_zeros(len(nearest), classes).scatter_add_(1, train_y[index], self._weights(nearest))
         most, ranking = votes.topk(min(5, classes))
         return ranking.masked_fill(most == 0, -1)
 
-
-def _inverse_norms(x: Tensor, rows: int) -> Tensor:
-    return torch.cat([1 / part.norm(dim=1).clamp_min(1e-12) for part in x.split(max(1, rows))])
+    def _weights(self, nearest: Tensor) -> Tensor:
+        """Votes of neighbours, nearest first, [m, k]."""
+        if self.config.metric == "cosine":
+            # Relative to the nearest, or a low temperature overflows.
+            return ((nearest - nearest[:, :1]) / self.config.temperature).exp()
+        # All that is added to the k votes is half a vote: it only decides between equals.
+        k = nearest.shape[1]
+        rank = torch.arange(k, 0, -1, device=nearest.device, dtype=nearest.dtype)
+        return (1 + rank / (k * (k + 1))).expand_as(nearest)

@@ -5,10 +5,11 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sslkit.evaluators.base import Evaluator, Subject, accuracy, features_at
+from sslkit.evaluators.logistic import Probe, fit
 
 
 class Linear(Evaluator):
@@ -65,19 +66,19 @@ class Linear(Evaluator):
 
         Batches depend on `seed` alone; the weights start at zero, which for a convex loss is as good as any.
         """
-        model = _Probe(train_x, classes, self.config.standardize)
-        with torch.enable_grad():
-            if self.config.solver == "lbfgs":
-                self._lbfgs(model, train_x, train_y)
-            else:
-                self._sgd(model, train_x, train_y, torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            return torch.cat([model(x).topk(min(5, classes)).indices for x in test_x.split(4096)])
+        c = self.config
+        if c.solver == "lbfgs":
+            probe = fit(train_x, train_y, classes, l2=c.l2, standardize=c.standardize, max_steps=c.max_steps)
+        else:
+            probe = Probe(train_x, classes, c.standardize)
+            with torch.enable_grad():
+                self._sgd(probe, train_x, train_y, torch.Generator().manual_seed(seed))
+        return probe.ranking(test_x)
 
-    def _sgd(self, model: "_Probe", x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+    def _sgd(self, probe: Probe, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
         c = self.config
         optimizer = torch.optim.SGD(
-            model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, nesterov=c.momentum > 0
+            probe.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, nesterov=c.momentum > 0
         )
         steps = math.ceil(len(x) / c.batch_size)
         for epoch in range(c.epochs):
@@ -86,41 +87,5 @@ class Linear(Evaluator):
                 progress = (epoch + step / steps) / c.epochs
                 optimizer.param_groups[0]["lr"] = c.lr * (1 + math.cos(math.pi * progress)) / 2
                 optimizer.zero_grad()
-                F.cross_entropy(model(x[rows]), y[rows]).backward()
+                F.cross_entropy(probe(x[rows]), y[rows]).backward()
                 optimizer.step()
-
-    def _lbfgs(self, model: "_Probe", x: Tensor, y: Tensor) -> None:
-        optimizer = torch.optim.LBFGS(
-            model.parameters(),
-            max_iter=self.config.max_steps,
-            tolerance_grad=1e-6,
-            line_search_fn="strong_wolfe",
-        )
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            penalty = self.config.l2 / 2 * model.weight.square().sum()
-            total = F.cross_entropy(model(x), y) + penalty / len(x)
-            total.backward()
-            return total
-
-        optimizer.step(loss)
-
-
-class _Probe(nn.Module):
-    """Logits [B, classes] of features [B, width]."""
-
-    def __init__(self, train_x: Tensor, classes: int, standardize: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(train_x.new_zeros(classes, train_x.shape[1]))
-        self.bias = nn.Parameter(train_x.new_zeros(classes))
-        self.mean, self.std = _scale(train_x) if standardize else (train_x.new_zeros(1), train_x.new_ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear((x - self.mean) / self.std, self.weight, self.bias)
-
-
-def _scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    std, mean = torch.std_mean(x, 0, correction=0)
-    # The deviation of a feature that never varies is rounding error, which must not be blown up.
-    return mean, torch.maximum(std, 1e-6 * mean.abs()).clamp_min(1e-30)
