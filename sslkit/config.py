@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_serializer, field_validator
 
 
 class Config(BaseModel):
@@ -62,6 +62,29 @@ class Optimizer(Config):
             yield problem
 
 
+class Carbon(Config):
+    """What energy and CO2e are worked out with; nothing of the training depends on it."""
+
+    region: str = "world"
+    """Where the electricity is made: world, or a country by its ISO code of three letters, such as FRA."""
+    intensity: float | None = Field(None, ge=0)
+    """Grams of CO2e a kWh; null: the region's."""
+    tdp: float | None = Field(None, gt=0)
+    """Watts of one device at full load; null: the card's own limit, or 85 of a processor."""
+    pue: float = Field(1.0, ge=1)
+    """Energy of the whole building, cooling included, over that of its machines (power usage effectiveness)."""
+
+    @field_validator("region")
+    @classmethod
+    def _known(cls, region: str) -> str:
+        from sslkit.energy import REGIONS, intensity_of
+        from sslkit.plugins import suggest
+
+        if intensity_of(region) is None:
+            raise ValueError(f"not known; {suggest(region, list(REGIONS))}, or set carbon.intensity and leave it out")
+        return region
+
+
 class RunConfig(Config):
     """Everything that decides a run. Dotted keys (`method.temperature`) belong to the named component."""
 
@@ -79,6 +102,10 @@ class RunConfig(Config):
     """What to evaluate on, in the forms of `data`; null: the labelled part of `data`."""
     optimizer: Optimizer = Optimizer()
     """Optimizer and learning-rate schedule."""
+    trackers: tuple[str, ...] = ()
+    """Where else the metrics go: `sslkit list trackers`."""
+    carbon: Carbon = Carbon()
+    """What energy and CO2e are worked out with."""
     epochs: int = Field(100, ge=1)
     """Passes over the pre-training images."""
     batch_size: int = Field(256, ge=2)
@@ -111,6 +138,13 @@ class RunConfig(Config):
     """Epochs between two evaluations; 0: only the first and the last."""
     checkpoint_every: int = Field(10, ge=0)
     """Epochs between two checkpoints that are kept; 0: only the last."""
+    report: bool = True
+    """Write report.html at the end: `sslkit report RUN` does so later."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _several(cls, trackers: Any) -> Any:
+        return (trackers,) if isinstance(trackers, str) else trackers
 
     @field_serializer("method", "backbone", "data", "augment", "eval_data")
     def _flat(self, choice: Choice | None) -> dict[str, Any] | None:

@@ -41,6 +41,11 @@ def register_datasets(register):
 
 
 @hookspec
+def register_trackers(register):
+    """Offer trackers: register("tensorboard", TensorBoard), a subclass of sslkit.trackers.Tracker."""
+
+
+@hookspec
 def register_commands(cli):
     """Add click commands to the `sslkit` group: @cli.command() def mine(): ..."""
 

@@ -21,8 +21,15 @@ import pluggy
 from sslkit import hookspecs
 from sslkit.errors import UserError
 
-BUILTINS = ("sslkit.methods", "sslkit.backbones", "sslkit.augment", "sslkit.evaluators", "sslkit.data")
-KINDS = ("methods", "backbones", "augmentations", "evaluators", "datasets")
+BUILTINS = (
+    "sslkit.methods",
+    "sslkit.backbones",
+    "sslkit.augment",
+    "sslkit.evaluators",
+    "sslkit.data",
+    "sslkit.trackers",
+)
+KINDS = ("methods", "backbones", "augmentations", "evaluators", "datasets", "trackers")
 
 
 @dataclass(frozen=True)

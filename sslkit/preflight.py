@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sslkit import plugins
+from sslkit import plugins, trackers
 from sslkit.config import Choice, RunConfig
 from sslkit.errors import UserError
 from sslkit.settings import Mistakes
@@ -35,13 +35,17 @@ def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> Non
 
 
 def look_at_machine(config: RunConfig, mistakes: Mistakes) -> None:
-    """An optimizer that is not installed, a folder that is taken, a device that is missing, uneven batches."""
+    """An optimizer or tracker that is not installed, a taken folder, a missing device, uneven batches."""
     for message in config.optimizer.check():
         mistakes.add("optimizer.name", message)
     if config.out and config.out.exists() and any(config.out.iterdir() if config.out.is_dir() else [1]):
         mistakes.add("out", f"{config.out} already holds something; choose another, or `sslkit resume {config.out}`")
     if missing := _device_missing(config.device, config.devices):
         mistakes.add("device", missing)
+    try:
+        trackers.check(config.trackers)
+    except UserError as error:
+        mistakes.add("trackers", str(error).removeprefix("trackers: "))
     _compare_batches(config, mistakes)
 
 

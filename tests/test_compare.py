@@ -1,0 +1,147 @@
+"""Runs side by side: which figure is whose, their order, and names that would break a format."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from sslkit import compare
+from sslkit.compare import as_csv, as_json, as_latex, as_markdown, as_table, table
+from sslkit.errors import UserError
+from sslkit.resolve import resolve
+from sslkit.runs import Run
+
+
+def make(path, records=(), epochs=None, **derived):
+    """A run as it lies on disk, without its training."""
+    run = Run.create(resolve(["method=simclr", f"out={path}", "batch_size=32"]))
+    if epochs is not None:
+        run.log_metrics({"step": 1, "epoch": epochs})
+    for record in records:
+        run.log_evaluation({"during_run": True} | record)
+    if derived:
+        run.note(**derived)
+    return run
+
+
+def record(epoch, top1, evaluator="knn", **more):
+    return {"epoch": epoch, "evaluator": evaluator, "top1": top1} | more
+
+
+@pytest.fixture
+def runs(tmp_path):
+    nasty = tmp_path / "a|b_%{x}&[red]~^"
+    full = make(
+        tmp_path / "full",
+        [
+            record(0, 0.95),
+            record(5, 0.7, top1_low=0.6, top1_high=0.8),
+            record(10, 0.5, top1_low=0.45, top1_high=0.55),
+            record(10, 0.9, during_run=False),
+            record(10, 0.25, "linear"),
+            {"epoch": 10, "evaluator": "cost", "gmacs": 1.0},
+        ],
+        10.0,
+        parameters=1_250_000,
+        gflops=0.3,
+        hours=2.0,
+        kwh=0.5,
+        kg_co2e=0.25,
+    )
+    return [make(nasty, [record(4, 0.75, during_run=False)], 4.5, hours=1.0), full, make(tmp_path / "empty")]
+
+
+def test_every_figure_is_the_run_s_own_last(runs):
+    nasty, full, empty = table(runs)
+    assert full == {
+        "run": str(runs[1].path), "method": "simclr", "backbone": "shufflenetv2", "data": "digits", "epochs": 10.0,
+        "knn/top1": 0.5, "knn/top1_low": 0.45, "knn/top1_high": 0.55, "knn/top1_max": 0.7,
+        "linear/top1": 0.25, "linear/top1_low": None, "linear/top1_high": None, "linear/top1_max": 0.25,
+        "parameters": 1_250_000, "gflops": 0.3, "hours": 2.0, "kwh": 0.5, "kg_co2e": 0.25,
+    }  # fmt: skip
+    assert nasty["knn/top1"] == 0.75, "measured later, where the run itself measured nothing"
+    assert nasty["epochs"] == 4.5
+    assert empty.keys() == full.keys()
+    assert {k for k, v in empty.items() if v is not None} == {"run", "method", "backbone", "data", "epochs"}
+
+
+def test_paths_are_runs_and_the_random_initialisation_counts_where_it_is_all(tmp_path):
+    make(tmp_path / "begun", [record(0, 0.1)])
+    [row] = table([tmp_path / "begun"])
+    assert (row["knn/top1"], row["knn/top1_max"], row["epochs"]) == (0.1, 0.1, 0)
+    with pytest.raises(UserError, match="holds no run"):
+        table([tmp_path])
+
+
+def test_data_in_a_folder_goes_by_the_folder_s_name(tmp_path):
+    (tmp_path / "photos").mkdir()
+    run = Run.create(resolve([f"data={tmp_path / 'photos'}", f"out={tmp_path / 'r'}"], new=False))
+    assert table([run])[0]["data"] == "photos"
+
+
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [
+        ("knn/top1", [0, 1, 2]),
+        ("knn/top1_max", [0, 1, 2]),
+        ("hours", [0, 1, 2]),
+        ("kwh", [1, 0, 2]),
+        ("run", [0, 2, 1]),
+    ],
+)
+def test_sorting_puts_the_best_first_and_the_unknown_last(runs, key, order):
+    assert [row["run"] for row in table(runs, key)] == [str(runs[i].path) for i in order]
+    assert [row["run"] for row in table(runs[::-1], key)][:1] == [str(runs[order[0]].path)]
+
+
+def test_an_unknown_key_is_a_mistake_that_names_the_closest(runs):
+    with pytest.raises(UserError, match="--sort hour: no column is called that; did you mean 'hours'"):
+        table(runs, "hour")
+
+
+def test_csv_and_json_give_every_figure_back(runs):
+    rows = table(runs)
+    assert json.loads(as_json(rows)) == rows
+    back = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == back
+
+
+def test_markdown_keeps_its_columns_and_names(runs):
+    lines = as_markdown(table(runs)).splitlines()
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    assert {len(row) for row in cells} == {14}
+    assert re.sub(r"\\(.)", r"\1", cells[2][0].strip()) == str(runs[0].path)
+    assert cells[3][5:7] == [" 50.0 (45.0 to 55.0) ", " 70.0 "]
+    assert cells[4][5] == " — "
+
+
+def test_latex_has_no_sign_that_it_would_read_as_its_own(runs):
+    text = as_latex(table(runs))
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 1 + 3
+    assert "a|b\\_\\%\\{x\\}\\&[red]\\textasciitilde{}\\textasciicircum{}" in text
+    for line in body:
+        assert len(re.split(r"(?<!\\)&", line)) == 14
+        assert not re.search(r"(?<!\\)[%$#_]", line)
+    assert "---" in body[-1]
+    assert "—" not in text
+
+
+def test_the_table_prints_names_as_they_are(runs):
+    written = io.StringIO()
+    Console(width=400, file=written).print(as_table(table(runs)))
+    lines = written.getvalue().splitlines()
+    assert str(runs[0].path) in lines[1]
+    assert lines[3].count(compare.NONE) == 4 + 5
+    assert "1.25" in lines[2]
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "json", "markdown", "latex"])
+def test_the_command(sslkit, runs, style):
+    done = sslkit("compare", *(str(run.path) for run in runs), "--format", style, "--sort", "knn/top1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("75.0" if style in ("table", "markdown", "latex") else "0.75") < done.stdout.index("0.5")
+    assert sslkit("compare").returncode == 2
