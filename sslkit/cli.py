@@ -13,6 +13,7 @@ from sslkit import __version__, plugins
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
+    from sslkit.resolve import Resolved
     from sslkit.runs import Run
 
 WORDS = click.argument("words", nargs=-1, metavar="[key=value]...")
@@ -55,7 +56,9 @@ def cli(debug: bool) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Check everything and print every setting with its origin; train nothing."
 )
-def run(words: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--plan", "only_plan", is_flag=True, help="Time a few steps: what the run would take; train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -> None:
     """Pre-train: sslkit run [recipe.yaml] [key=value]...
 
     Keys without a dot belong to the run (method backbone data augment evaluators epochs batch_size ...), dotted
@@ -71,6 +74,9 @@ def run(words: tuple[str, ...], dry_run: bool) -> None:
 
         print_origins(resolved)
         return
+    if only_plan:
+        _print_plan(resolved, as_json)
+        return
     from sslkit import engine
 
     _conclude(engine.run(resolved))
@@ -84,6 +90,23 @@ def resume(path: Path, devices: int | None) -> None:
     from sslkit import engine
 
     _conclude(engine.resume(path, devices=devices))
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json", "markdown", "latex"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--sort", metavar="KEY", help="Column to sort by, such as knn/top1 or hours; the best first.")
+def compare(runs: tuple[Path, ...], style: str, sort: str | None) -> None:
+    """Put runs side by side, results beside costs: sslkit compare runs/* --sort knn/top1"""
+    from sslkit.compare import show, table
+
+    show(table(runs, sort), style)
 
 
 def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
@@ -113,21 +136,47 @@ def search(words: tuple[str, ...], transforms: str, sizes: list[int], out: Path)
 
 
 @cli.command()
-@click.argument("path", metavar="RUN|FILE", type=click.Path(path_type=Path))
+@click.argument("target", metavar="RUN|FILE|NAME")
 @WORDS
+@click.option("--all-checkpoints", is_flag=True, help="Measure every kept epoch of a run, and draw a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-def evaluate(path: Path, words: tuple[str, ...], as_json: bool) -> None:
-    """Measure a run or a weights file: sslkit evaluate RUN evaluators=[knn,linear] eval_data=photos/"""
-    from sslkit.evaluation import evaluate_saved
+def evaluate(target: str, words: tuple[str, ...], all_checkpoints: bool, as_json: bool) -> None:
+    """Measure a run, a weights file or a plain backbone: sslkit evaluate RUN evaluators=[knn,linear]
+
+    \b
+    sslkit evaluate runs/byol eval_data=photos/           other images than the run's
+    sslkit evaluate timm:resnet18 data=photos/            random weights, unless backbone.pretrained=FILE
+    """
     from sslkit.progress import Display
 
-    records = evaluate_saved(path, words, Display(quiet=as_json))
+    display = Display(quiet=as_json)
+    if all_checkpoints:
+        from sslkit.checkpoints import evaluate_checkpoints
+        from sslkit.listing import print_courses as show
+
+        records = evaluate_checkpoints(target, words, display)
+    else:
+        from sslkit.listing import print_records as show
+        from sslkit.targets import evaluate_saved
+
+        records = evaluate_saved(target, words, display)
     if as_json:
         click.echo(json.dumps(records, indent=2))
     else:
-        from sslkit.listing import print_records
+        show(records)
 
-        print_records(records)
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write, if not report.html.")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page that shows a run, or compares several, and needs no network and no other file.
+
+    That of one run is RUN/report.html, as at the end of training; that of several is report.html in this folder.
+    """
+    from sslkit.report import write
+
+    click.echo(f"report: {write(runs, out)}")
 
 
 @cli.command("list")
@@ -141,7 +190,7 @@ def list_(kind: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice([*plugins.KINDS, "recipes", "run"]))
+@click.argument("kind", type=click.Choice([*(k for k in plugins.KINDS if k != "trackers"), "recipes", "run"]))
 @click.argument("name", required=False)
 def show(kind: str, name: str | None) -> None:
     """Explain one component and its settings: sslkit show methods byol; `sslkit show run` for the run's own.
@@ -189,6 +238,20 @@ def main() -> None:
     for problem in plugins.problems():
         click.echo(f"warning: {problem}", err=True)
     cli()
+
+
+def _print_plan(resolved: "Resolved", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from sslkit.listing import terminal
+    from sslkit.plan import as_table, plan
+    from sslkit.progress import Display
+
+    found = plan(resolved, Display(quiet=as_json).say)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        terminal().print(as_table(found))
 
 
 def _conclude(run: "Run") -> None:

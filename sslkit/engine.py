@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from sslkit import distributed, evaluation, launch, plugins
+from sslkit import distributed, energy, evaluation, launch, plugins, report, trackers
 from sslkit.backbones import save_backbone
 from sslkit.build import Parts, build
 from sslkit.config import Choice, RunConfig
 from sslkit.errors import UserError
+from sslkit.evaluators.cost import flops
 from sslkit.health import collapse_warning
 from sslkit.memory import is_out_of_memory, out_of_memory
 from sslkit.meter import Meter
@@ -38,6 +39,7 @@ def run_settings(settings: dict[str, Any], display: Display | None = None) -> Ru
 
 def run(resolved: Resolved, display: Display | None = None) -> Run:
     """Train from the start; returns the finished run. Raises UserError, or Interrupted after saving."""
+    trackers.check(resolved.config.trackers)
     if launch.needed(resolved.config.devices):
         return _launch_new(Run.create(resolved))
     with launch.joined(resolved.config.device):
@@ -55,6 +57,7 @@ def resume(path: str | Path, display: Display | None = None, devices: int | None
     `devices`: number of processes, where it is to be another than before.
     """
     old = Run.open(path)
+    trackers.check(old.config.trackers)
     if launch.needed(devices or old.config.devices):
         return launch.start(old, devices or old.config.devices)
     with launch.joined(old.config.device):
@@ -111,6 +114,7 @@ def _note(run: Run, parts: Parts) -> None:
     run.note(
         images=len(parts.stores.pretrain),
         skipped=len(parts.stores.pretrain.skipped),
+        skipped_images=parts.stores.pretrain.skipped[:100],
         image_size=parts.stores.image_size,
         loader=parts.loader.kind,
         loader_why=parts.loader.why,
@@ -119,6 +123,7 @@ def _note(run: Run, parts: Parts) -> None:
         stem=parts.method.backbone.stem_kind,
         width=parts.method.backbone.width,
         parameters=sum(p.numel() for p in parts.method.backbone.parameters()),
+        gflops=flops(parts.method.backbone, parts.stores.image_size) / 1e9,
         steps_per_epoch=parts.steps_per_epoch,
         peak_lr=parts.peak_lr,
         processes=distributed.world(),
@@ -144,7 +149,9 @@ def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
     saved = time.monotonic()
     if distributed.is_main():
         plugins.hooks().run_started(run=run)
-    with Stopper(display.say) as stopper, display.bar(parts.steps, step), meter:
+        if parts.config.report:
+            report.keep_first_views(run, parts)
+    with Stopper(display.say) as stopper, display.bar(parts.steps, step), energy.recorded(run, parts.device), meter:
         try:
             _evaluate_if_due(run, parts, first, step, display, stopper)
             for epoch in range(first, parts.config.epochs):
@@ -158,7 +165,11 @@ def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
         except Interrupted as stopped:
             _leave(run, parts, step, meter, display, stopped)
             raise
+    if distributed.is_main():
+        display.say(f"took:     {energy.in_words(run.derived)}")
     display.say(f"backbone: {run.backbone_file}")
+    if parts.config.report and distributed.is_main():
+        display.say(f"report: {report.write([run.path])}")
 
 
 def _leave(run: Run, parts: Parts, step: int, meter: Meter, display: Display, stopped: Interrupted) -> None:
@@ -279,7 +290,17 @@ def _evaluate_if_due(run: Run, parts: Parts, epoch: int, step: int, display: Dis
 
 
 def _evaluate(run: Run, parts: Parts, todo: list[Choice], when: dict[str, int], display: Display) -> None:
-    for record in evaluation.evaluate(parts.method.exported, todo, parts.stores, parts.device, parts.config.seed):
+    records = evaluation.evaluate(
+        parts.method.exported,
+        todo,
+        parts.stores,
+        parts.device,
+        parts.config.seed,
+        initial=lambda: evaluation.untrained(run.config, parts.stores.image_size),
+        head=lambda: evaluation.projection_head(parts.method),
+        folder=run.path,
+    )
+    for record in records:
         record = {**when, "during_run": True} | record
         run.log_evaluation(record)
         display.evaluation(record)

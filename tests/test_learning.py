@@ -31,6 +31,7 @@ EVERYWHERE: dict[str, Any] = {
     "batch_size": 128,
     "epochs": 12,
     "eval_every": 0,
+    "report": False,
     "evaluators": {"knn": {"k": 20}},
     "augment": "small",
     "optimizer": {

@@ -42,6 +42,7 @@ def test_two_steps_checkpoint_resume_evaluate(method, backbone, size, tmp_path):
         device="cpu",
         loader="resident",
         out=tmp_path / "run",
+        report=False,
         quiet=True,
     )
     assert [m["step"] for m in run.metrics] == [1, 2]

@@ -16,7 +16,15 @@ from sslkit import recipes
 from sslkit.errors import UserError
 from sslkit.resolve import resolve
 
-TINY = {"data": "shapes", "data.image_size": 32, "data.n_train": 32, "data.n_test": 8, "batch_size": 16, "epochs": 1}
+TINY = {
+    "data": "shapes",
+    "data.image_size": 32,
+    "data.n_train": 32,
+    "data.n_test": 8,
+    "batch_size": 16,
+    "epochs": 1,
+    "report": False,
+}
 """Two steps on images that need no download."""
 WORDS = [f"{key}={value}" for key, value in TINY.items()]
 FEW = (

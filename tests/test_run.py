@@ -38,6 +38,7 @@ def test_the_directory_holds_what_the_design_says(finished):
     names = {p.name for p in finished.path.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "metrics.jsonl", "evaluations.jsonl", "backbone.safetensors", "checkpoints",
+        "figures", "report.html",
     }  # fmt: skip
     last = finished.metrics[-1]
     expected = {"step", "epoch", "loss", "lr", "images_per_second", "data_wait", "memory_gib", "feature_std"}
