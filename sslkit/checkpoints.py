@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from sslkit.atomic import replacing
 from sslkit.config import Choice
 from sslkit.errors import UserError
 from sslkit.evaluation import is_accuracy
+from sslkit.evaluators.base import own_random
 from sslkit.runs import Run
 from sslkit.targets import Target, open_target
 
@@ -76,7 +75,7 @@ def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: 
     todo = [choice for choice in opened.config.evaluators if choice.name not in known]
     if not todo:
         return
-    step = _load(opened.backbone, path)
+    step = _load(opened, path)
     newest = path == run.checkpoints[-1]
     about = {"head": lambda: opened.saved_head(path), "folder": run.path if newest else None}
     for found in opened.records(todo, **about):
@@ -102,16 +101,19 @@ def _identity(choice: Choice, opened: Target) -> dict[str, Any]:
     return {"settings": settings, "data": opened.stores.protocol, "seed": opened.config.seed}
 
 
-def _load(backbone: nn.Module, path: Path) -> int:
+def _load(opened: Target, path: Path) -> int:
     """Fill the backbone from a checkpoint; the step that it was made after."""
+    from sslkit.build import build_method
     from sslkit.runs import load_checkpoint
 
     try:
         checkpoint = load_checkpoint(path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}); delete it to leave it out") from error
-    parts = {k.removeprefix("backbone."): v for k, v in checkpoint.model.items() if k.startswith("backbone.")}
-    backbone.load_state_dict(parts)
+    with own_random(opened.config.seed):
+        method = build_method(opened.config, opened.stores)
+    method.load_state_dict(checkpoint.model)
+    opened.backbone.load_state_dict(method.exported.state_dict())
     return checkpoint.step
 
 
