@@ -18,7 +18,6 @@ from sslkit.augment import (
     BeasseViews,
     Blur,
     BYOLViews,
-    Crop,
     DigitViews,
     Flip,
     Jitter,
@@ -28,7 +27,6 @@ from sslkit.augment import (
     SmallViews,
     Views,
 )
-from sslkit.augment.draws import Draws
 from sslkit.errors import UserError
 from sslkit.settings import Mistakes, nest, parse_words
 
@@ -231,7 +229,7 @@ def test_a_chain_has_nothing_of_the_other(either, without, within):
         build(BeasseViews, **settings, **more)(images, seeded()) for more in ({}, without, within)
     )
     assert torch.equal(views, same)
-    assert ((views - others).abs().amax((1, 2, 3)) > 0.05).all()
+    assert ((views - others).abs().amax((1, 2, 3)) > 0.01).all()
 
 
 def test_beasse_and_kabouris_settings():
@@ -246,9 +244,9 @@ def test_one_branch_alone_is_transformed_from_a_crop_that_both_share():
     images = photos(6)
     words = ["augment.shared.p=1", "augment.crop.p=[1, 0]", "augment.flip.p=[0.5, 0]", "augment.jitter.p=[1, 0]"]
     settings = from_words(*words, "augment.grayscale.p=0", "augment.blur.p=0")
-    changed, plain = SimCLRViews(settings, 32, MEAN, STD)(images, seeded())[0].chunk(2)
-    shared = Draws(1, 6, images.device, seeded())
-    boxes = Crop(p=1.0).sample(shared, 32, 32)
+    recipe = SimCLRViews(settings, 32, MEAN, STD)
+    changed, plain = recipe(images, seeded())[0].chunk(2)
+    boxes = recipe.draw(images, seeded()).shared
     expected = [
         tv.resized_crop(image.float() / 255, *map(int, box), [32, 32], antialias=True)
         for image, box in zip(images, boxes)

@@ -1,7 +1,8 @@
 """View recipes: uint8 images in, normalised float views out, on the device of the images.
 
 `base.py` holds the contract, `views.py` the recipe that all built-in ones are made of, `recipes.py` those,
-`steps.py` a step's settings and random parameters, `ops.py` the operations at given parameters.
+`steps.py` a step's settings and random parameters. What was drawn for a batch, `parameters.py`, is applied by the
+plain operations of `ops.py`, the reference, or on the CPU by the kernels of `cpu.py`, several times faster.
 """
 
 from typing import TYPE_CHECKING, Any

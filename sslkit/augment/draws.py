@@ -24,15 +24,34 @@ class Draws:
 
     def table(self, columns: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """[V*B, columns], uniform in [low, high)."""
+        return self._numbers(columns) * (high - low) + low
+
+    def _numbers(self, columns: int) -> Tensor:
         device = self.device if self.generator is None else self.generator.device
-        numbers = torch.rand(self.views * self.images, columns, generator=self.generator, device=device)
-        return numbers.to(self.device).mul_(high - low).add_(low)
+        return torch.rand(self.views * self.images, columns, generator=self.generator, device=device).to(self.device)
 
     def mask(self, p: Probability) -> Tensor:
         """bool [V*B], true with probability p, or with one probability a view."""
         # Python numbers go along with the kernel launch; a tensor of them would be a copy to the device.
         chances = self.uniform().view(self.views, self.images)
         return torch.cat([row < q for row, q in zip(chances, per_view(p, self.views))])
+
+
+class Dealt(Draws):
+    """Deals out the columns of one table [V*B, ...] that was drawn in one go, from left to right.
+
+    What follows from the numbers is then a pure function of a tensor, which a compiler can take as a whole.
+    """
+
+    def __init__(self, views: int, numbers: Tensor) -> None:
+        super().__init__(views, len(numbers) // views, numbers.device)
+        self.dealt = 0
+        """Columns used so far."""
+        self._table = numbers
+
+    def _numbers(self, columns: int) -> Tensor:
+        self.dealt += columns
+        return self._table[:, self.dealt - columns : self.dealt]
 
 
 def per_view(p: Probability, views: int) -> tuple[float, ...]:

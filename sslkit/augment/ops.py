@@ -68,12 +68,17 @@ def affine(images: Tensor, angle: Tensor, shear: Tensor, padding: str = "zeros")
     padding: "zeros", "border" or "reflection", what lies outside the image. Bilinear, at the source's size.
     Equal to torchvision's `affine(angle, translate=[0, 0], scale=1, shear=[shear, 0])`.
     """
-    aspect = images.shape[3] / images.shape[2]
+    inverse = inverse_affine(angle, shear, images.shape[3] / images.shape[2])
+    grid = F.affine_grid(inverse, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, "bilinear", padding, align_corners=False)
+
+
+def inverse_affine(angle: Tensor, shear: Tensor, aspect: float) -> Tensor:
+    """[N, 2, 3]: from a place in the rotated image to that in the source, both in [-1, 1]; aspect: width / height."""
     angle, slant = torch.deg2rad(angle), torch.tan(torch.deg2rad(shear))
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
-    inverse = torch.stack([cos - sin * slant, (cos * slant + sin) / aspect, zero, -sin * aspect, cos, zero], dim=1)
-    grid = F.affine_grid(inverse.view(-1, 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, "bilinear", padding, align_corners=False)
+    rows = [cos - sin * slant, (cos * slant + sin) / aspect, zero, -sin * aspect, cos, zero]
+    return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The recipe that all built-in ones are made of: named steps in a fixed order."""
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from sslkit.augment import ops
 from sslkit.augment.base import Recipe, Triple
-from sslkit.augment.draws import Draws, per_view
+from sslkit.augment.draws import Dealt, Draws, per_view
 from sslkit.augment.extra import Extra, ExtraSteps
+from sslkit.augment.parameters import Parameters, render_plain
 from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize, boxes_where
 from sslkit.config import Config
+
+Kernels = Literal["auto", "plain"]
 
 
 class Views(Recipe):
@@ -77,42 +81,103 @@ class Views(Recipe):
     def __init__(self, config: Config, image_size: int, mean: Triple, std: Triple) -> None:
         super().__init__(config, image_size, mean, std)
         self.n_views = config.views
-        colour = (config.jitter, config.grayscale, config.blur, config.solarize)
-        self._colour = [step for step in colour if self._used(step)]
         self.extra = ExtraSteps(config.extra, image_size)
-
-    def _used(self, step: Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize) -> bool:
-        return any(per_view(step.p, self.n_views))
+        self.kernels: Kernels = "auto"
+        """auto: numba's for images on the CPU, and those that `compile` made elsewhere; plain: none."""
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._columns = self._count_columns()
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """One tensor [V*B, 3, image_size, image_size]; see `Recipe.forward`."""
-        draws = Draws(self.n_views, len(images), images.device, generator)
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, not {images.dtype}")
+        numbers = self._numbers(images, generator)
         # Half precision has too few grey levels, and autocast would do the matrix products in it.
         with torch.autocast(images.device.type, enabled=False):
-            cropped = None if self.config.either is None else draws.mask(self.config.either)
-            views = self._crops(self._shared(ops.to_float(images), draws), draws, cropped)
-            for step in self._colour:
-                changed = step(views, draws)
-                views = changed if cropped is None else torch.where(cropped[:, None, None, None], views, changed)
+            views = self._renderer(images.device)(images, numbers)
             if self.extra:
-                views = self.extra(views.contiguous(), generator)
-            return [ops.normalize(views, self.mean, self.std)]
+                views = ops.normalize(self.extra(views.contiguous(), generator), self.mean, self.std)
+        return [views]
 
-    def _shared(self, images: Tensor, draws: Draws) -> Tensor:
-        if not self._used(self.config.shared):
-            return images
-        once = Draws(1, len(images), images.device, draws.generator)
-        return ops.resized_crop(images, self.config.shared.sample(once, *images.shape[2:]), None, self.image_size)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile all of a batch's operations as one, for devices other than the CPU; arguments as `torch.compile`."""
+        self._compiled = torch.compile(self._plain, *args, dynamic=False, **kwargs)
 
-    def _crops(self, images: Tensor, draws: Draws, cropped: Tensor | None) -> Tensor:
-        boxes = self.config.crop.sample(draws, *images.shape[2:])
-        if cropped is not None:
-            boxes = boxes_where(cropped, boxes, *images.shape[2:])
-        flip = draws.mask(self.config.flip.p) if self._used(self.config.flip) else None
-        if self._used(self.config.rotate):
-            images = self.config.rotate(images.repeat(self.n_views, 1, 1, 1), draws)
-        return ops.resized_crop(images, boxes, flip, self.image_size)
+    def _renderer(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        if self.kernels == "auto" and self._compiled is not None:
+            return self._compiled
+        if self.kernels == "auto" and device.type == "cpu" and not numba_missing():
+            return self._by_numba
+        return self._plain
+
+    def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Parameters:
+        """The parameters that `forward` of the same arguments would apply."""
+        return self._drawn(images, self._numbers(images, generator))
+
+    def _numbers(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        return Draws(self.n_views, len(images), images.device, generator).table(self._columns)
+
+    def _drawn(self, images: Tensor, numbers: Tensor) -> Parameters:
+        return self._sample(Dealt(self.n_views, numbers), *images.shape[2:])
+
+    def _plain(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return render_plain(images, self._drawn(images, numbers), self.image_size, *self._normalisation)
+
+    def _by_numba(self, images: Tensor, numbers: Tensor) -> Tensor:
+        from sslkit.augment import cpu
+
+        return cpu.render(images, self._drawn(images, numbers), self.image_size, *self._normalisation)
+
+    @property
+    def _normalisation(self) -> tuple[Triple, Triple]:
+        """Mean and deviation; what kornia changes is normalised after that."""
+        return ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if self.extra else (self.mean, self.std)
+
+    def _sample(self, draws: Draws, height: int, width: int) -> Parameters:
+        """Parameters of the views of images of height × width pixels."""
+        config = self.config
+        cropped = None if config.either is None else draws.mask(config.either)
+        shared = None
+        if self._used(config.shared):
+            shared = config.shared.sample(draws, height, width)[: draws.images]
+            height = width = self.image_size
+        boxes = config.crop.sample(draws, height, width)
+        factors, order = config.jitter.sample(draws) if self._used(config.jitter) else (None, None)
+        drawn = Parameters(
+            boxes=boxes if cropped is None else boxes_where(cropped, boxes, height, width),
+            flip=draws.mask(config.flip.p) if self._used(config.flip) else None,
+            shared=shared,
+            rotation=config.rotate.sample(draws) if self._used(config.rotate) else None,
+            padding=config.rotate.padding,
+            factors=factors,
+            order=order,
+            gray=draws.mask(config.grayscale.p) if self._used(config.grayscale) else None,
+            sigma=config.blur.sample(draws) if self._used(config.blur) else None,
+            kernel_size=config.blur.kernel_size(self.image_size),
+            solarized=draws.mask(config.solarize.p) if self._used(config.solarize) else None,
+            threshold=config.solarize.threshold,
+        )
+        return drawn if cropped is None else drawn.colours_kept(cropped)
+
+    def _used(self, step: Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize) -> bool:
+        return any(per_view(step.p, self.n_views))
+
+    def _count_columns(self) -> int:
+        """Random numbers a view takes, found out by a try with more than enough of them."""
+        draws = Dealt(self.n_views, torch.zeros(self.n_views, 1000))
+        self._sample(draws, self.image_size, self.image_size)
+        return draws.dealt
+
+
+@cache
+def numba_missing() -> bool:
+    """Whether numba, which compiles the CPU's kernels, cannot be used here."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return True
+    return False
 
 
 def _over_default(field: Any, value: Any) -> Any:

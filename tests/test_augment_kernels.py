@@ -1,0 +1,163 @@
+"""The fast ways to make views against the plain one, which the other tests hold against torchvision."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sslkit import plugins
+from sslkit.augment import Views, views
+
+MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
+RECIPES = ["simclr", "byol", "mocov2", "small", "beasse", "weak", "digits", "none"]
+STEPS = {
+    "flip": {"flip": {"p": 0.5}},
+    "crop": {"crop": {"scale": (0.08, 1.0), "ratio": (0.5, 2.0)}},
+    "a crop that the views share": {"shared": {"p": 0.7, "scale": (0.2, 1.0)}, "crop": {"scale": (0.3, 1.0)}},
+    "rotation into black": {"rotate": {"p": 0.8, "degrees": 90, "shear": 20, "padding": "zeros"}},
+    "rotation into the border": {"rotate": {"p": 0.8, "degrees": 90, "shear": 20, "padding": "border"}},
+    "rotation into the mirror": {"rotate": {"p": 0.8, "degrees": 180, "shear": 20, "padding": "reflection"}},
+    "strong jitter": {"jitter": {"p": 0.8, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}},
+    "jitter without hue": {"jitter": {"p": 1.0, "hue": 0.0}},
+    "hue alone": {"jitter": {"p": 1.0, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0.5}},
+    "grayscale": {"grayscale": {"p": 0.5}},
+    "blur, wide": {"blur": {"p": (1.0, 0.5), "sigma": (0.1, 8.0), "kernel": 0.9}},
+    "solarize": {"solarize": {"p": 0.5, "threshold": 0.451}},
+    "either crop or colour": {"either": 0.5, "crop": {"scale": (0.2, 0.5)}, "jitter": {"p": 1.0}, "blur": {"p": 1.0}},
+}
+
+
+def photos(count: int, height: int, width: int) -> torch.Tensor:
+    """uint8 [count, 3, height, width] with black, white, gray and colourless pixels among the others."""
+    coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.3
+    images = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    images[: count // 4] = images[: count // 4].mean(1, keepdim=True)
+    return images.mul(255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def make(recipe: str | dict, size: int) -> Views:
+    if isinstance(recipe, str):
+        cls = plugins.find("augmentations", recipe)
+        return cls(cls.Config(), size, MEAN, STD)
+    return Views(Views.Config.model_validate(recipe), size, MEAN, STD)
+
+
+def both(recipe: Views, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(fast, plain), in units where white is 1."""
+    made = {}
+    for kernels in ("auto", "plain"):
+        recipe.kernels = kernels
+        (made[kernels],) = recipe(images, torch.Generator().manual_seed(seed))
+    deviation = torch.tensor(STD).view(3, 1, 1)
+    return made["auto"] * deviation, made["plain"] * deviation
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *STEPS])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(32, 32, 32), (50, 50, 32), (20, 20, 32), (40, 61, 48), (130, 90, 32), (96, 96, 96)]
+)
+def test_numba_makes_the_plain_views(recipe, height, width, size):
+    images = photos(24, height, width)
+    before = images.clone()
+    fast, plain = both(make(STEPS.get(recipe, recipe), size), images)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
+    assert fast.is_contiguous(memory_format=torch.channels_last)
+    assert fast.shape == plain.shape
+    assert torch.equal(images, before)
+
+
+def test_numba_is_what_makes_them(monkeypatch):
+    """Otherwise the comparisons here would compare the plain way with itself."""
+    recipe = make("simclr", 32)
+    monkeypatch.setattr(views, "render_plain", lambda *args: pytest.fail("made the plain way"))
+    recipe(photos(4, 32, 32))
+    recipe.kernels = "plain"
+    with pytest.raises(pytest.fail.Exception):
+        recipe(photos(4, 32, 32))
+
+
+def test_without_numba_views_are_made_the_plain_way(monkeypatch):
+    monkeypatch.setattr(views, "numba_missing", lambda: True)
+    fast, plain = both(make("simclr", 32), photos(8, 32, 32))
+    assert torch.equal(fast, plain)
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch):
+    recipe, images = make("simclr", 32), photos(13, 32, 32)
+    made = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        made.append(recipe(images, torch.Generator().manual_seed(3))[0])
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+def test_views_of_one_image_and_of_memory_in_another_order_are_the_same():
+    recipe, images = make("byol", 32), photos(5, 32, 32)
+    (several,) = recipe(images, torch.Generator().manual_seed(1))
+    (strided,) = recipe(images.contiguous(), torch.Generator().manual_seed(1))
+    assert torch.equal(several, strided)
+    assert recipe(images[:1])[0].shape == (2, 3, 32, 32)
+
+
+def test_kornias_steps_come_before_normalising_in_both_ways():
+    settings = {"jitter": {"p": 1.0}, "extra": [{"RandomErasing": {"p": 1.0, "value": 1.0}}]}
+    fast, plain = both(make(settings, 32), photos(8, 32, 32))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
+    white = (1 - torch.tensor(MEAN)).view(3, 1, 1)
+    assert ((fast - white).abs() < 1e-5).all(1).any((1, 2)).all()
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "byol"])
+@pytest.mark.parametrize("size", [96, 224])
+def test_numba_is_at_least_twice_as_fast(recipe, size):
+    """Six to ten times on a quiet machine, `benchmarks/results/`; half of that cannot be noise."""
+    recipe, images = make(recipe, size), photos(16, size, size)
+    both(recipe, images)
+    times = {"auto": [], "plain": []}
+    for _ in range(5):
+        for kernels, took in times.items():
+            recipe.kernels = kernels
+            began = time.perf_counter()
+            recipe(images)
+            took.append(time.perf_counter() - began)
+    assert np.median(times["plain"]) > 2 * np.median(times["auto"])
+
+
+@pytest.mark.slow
+def test_compiled_views_are_the_plain_ones():
+    """What a GPU runs, compiled for the CPU: the same graph, another code generator's output."""
+    recipe, images = make("byol", 32), photos(16, 32, 32)
+    recipe.compile()
+    assert recipe._compiled is not None
+    for seed in (0, 1):
+        fast, plain = both(recipe, images, seed)
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
+
+
+def test_a_compiled_recipe_is_one_graph():
+    """A break in the graph would be a wait or a launch that the compiler cannot remove."""
+    recipe = make("simclr", 32)
+    images = photos(4, 32, 32)
+    numbers = torch.rand(8, recipe._columns)
+    explained = torch._dynamo.explain(recipe._plain)(images, numbers)
+    assert explained.graph_break_count == 0, explained.break_reasons
+
+
+def test_kernels_are_kept_for_the_next_process(tmp_path):
+    """Compiling takes seconds; a second process must only load what the first has left."""
+    code = (
+        "import torch; from sslkit.augment import SimCLRViews as S, cpu; "
+        "S(S.Config(), 32, (0, 0, 0), (1, 1, 1))(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)); "
+        "print(sum(cpu._render.stats.cache_hits.values()), sum(cpu._render.stats.cache_misses.values()))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert [run.split() for run in runs] == [["0", "1"], ["1", "0"]]
