@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from sslkit import distributed, plugins
+from sslkit.augment.views import Views
 from sslkit.backbones import create_backbone
 from sslkit.config import RunConfig
 from sslkit.data import Stores, make_loader, open_stores
 from sslkit.errors import UserError
+from sslkit.execution import Execution, usual
 from sslkit.methods.base import Method, RunInfo
 from sslkit.optim import Schedule, make_optimizer, make_schedule, scaled_lr
+from sslkit.tune import tune
 
 
 @dataclass
@@ -33,8 +36,13 @@ class Parts:
     schedule: Schedule
     scaler: torch.amp.GradScaler
     device: torch.device
-    autocast: torch.dtype | None
+    execution: Execution
     steps_per_epoch: int
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type of autocast, or None for plain float32."""
+        return self.execution.autocast
 
     @property
     def steps(self) -> int:
@@ -51,20 +59,19 @@ class Parts:
         return scaled_lr(self.config.optimizer, self.images_per_step)
 
 
-def build(config: RunConfig, say: Callable[[str], None]) -> Parts:
-    """Data, views, method, optimizer and schedule, on their device."""
+def build(config: RunConfig, say: Callable[[str], None], execution: Execution | None = None) -> Parts:
+    """Data, views, method, optimizer and schedule, on their device; run in the fastest way that `tune` finds.
+
+    `execution`: the way to run, where it is known already.
+    """
     device = pick_device(config.device)
-    autocast = pick_precision(config.precision, device)
     _set_kernels(config.deterministic, device)
     # One process packs what is not packed yet; the others find it done.
     with distributed.main_first():
         stores = open_stores(config.data, config.eval_data, config.seed, say=say)
     torch.manual_seed(config.seed)
     method = _with_synchronised_norm(build_method(config, stores).to(device), device)
-    if config.channels_last:
-        method.to(memory_format=torch.channels_last)
-    recipe = plugins.find("augmentations", config.augment.name)
-    views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
+    method.to(memory_format=usual(config, device).memory_format)
     loader = make_loader(
         stores.pretrain,
         batch_size=_own_share(config),
@@ -85,20 +92,24 @@ def build(config: RunConfig, say: Callable[[str], None]) -> Parts:
     lr = scaled_lr(config.optimizer, config.batch_size * config.accumulate)
     optimizer = make_optimizer(method, config.optimizer, lr, method.constant_lr)
     schedule = make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch)
-    return Parts(
+    parts = Parts(
         config=config,
         stores=stores,
         loader=loader,
-        views=views,
+        views=_make_views(config, stores, device),
         method=method,
-        trained=_in_step_with_others(method, config, device),
+        trained=method,
         optimizer=optimizer,
         schedule=schedule,
-        scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         device=device,
-        autocast=autocast,
+        execution=usual(config, device),
         steps_per_epoch=steps_per_epoch,
     )
+    parts.execution = execution or tune(parts, say)
+    parts.execution.apply(method)
+    parts.trained = _in_step_with_others(method, config, device)
+    return parts
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,11 +123,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() and distributed.world() == 1 else "cpu")
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type, or None for plain float32."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+def _make_views(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:
+    recipe = plugins.find("augmentations", config.augment.name)
+    views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
+    for part in views.modules():
+        if isinstance(part, Views):
+            part.kernels = config.kernels
+    return views
 
 
 def _set_kernels(deterministic: bool, device: torch.device) -> None:

@@ -117,9 +117,15 @@ class RunConfig(Config):
     devices: int = Field(1, ge=1)
     """Processes that train together, each on a GPU of its own, or on a share of the CPU's cores."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast precision; auto: bf16 on a GPU that has it, else fp32."""
-    channels_last: bool = True
-    """Memory format of the network; on is faster almost everywhere."""
+    """Autocast precision; auto: fp32 or bf16, whichever `tune` finds faster, untuned bf16 on GPUs that have it."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Memory format of the network; auto: as `tune` finds faster, untuned on."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the backbone, for a minute or so; auto: where `tune` finds that the run is long enough to gain by it."""
+    tune: Literal["auto", "off"] = "auto"
+    """auto: time a few steps of every way that the three settings above leave open, and take the fastest."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """What makes views; auto: compiled kernels, equal to 1e-4; plain: torch operations alone, the reference."""
     deterministic: bool = False
     """Only deterministic kernels on CUDA, where some are slower; the CPU's always are."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")

@@ -6,11 +6,10 @@ Reading order: `run` and `resume` at the top, then `_train` with one epoch below
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sslkit import distributed, energy, evaluation, launch, plugins, report, trackers
 from sslkit.backbones import save_backbone
@@ -18,6 +17,7 @@ from sslkit.build import Parts, build
 from sslkit.config import Choice, RunConfig
 from sslkit.errors import UserError
 from sslkit.evaluators.cost import flops
+from sslkit.execution import Execution, uncompiled
 from sslkit.health import collapse_warning
 from sslkit.memory import is_out_of_memory, out_of_memory
 from sslkit.meter import Meter
@@ -62,7 +62,8 @@ def resume(path: str | Path, display: Display | None = None, devices: int | None
         return launch.start(old, devices or old.config.devices)
     with launch.joined(old.config.device):
         display = display or Display(quiet=not distributed.is_main())
-        parts = build(old.config, display.say)
+        noted = old.derived.get("execution")
+        parts = build(old.config, display.say, Execution(**noted) if noted else None)
         step = _go_on(old, parts, display)
         _finish(old, lambda: _train(old, parts, step, display))
     return old
@@ -119,7 +120,7 @@ def _note(run: Run, parts: Parts) -> None:
         loader=parts.loader.kind,
         loader_why=parts.loader.why,
         device=str(parts.device),
-        precision=str(parts.autocast or torch.float32).removeprefix("torch."),
+        execution=asdict(parts.execution),
         stem=parts.method.backbone.stem_kind,
         width=parts.method.backbone.width,
         parameters=sum(p.numel() for p in parts.method.backbone.parameters()),
@@ -285,7 +286,8 @@ def _evaluate_if_due(run: Run, parts: Parts, epoch: int, step: int, display: Dis
     todo = [e for e in parts.config.evaluators if e.name not in known]
     stopper.stop_if_asked()
     if todo and parts.stores.train is not None and distributed.is_main():
-        stopper.at_once(lambda: _evaluate(run, parts, todo, {"epoch": epoch, "step": step}, display))
+        with uncompiled():
+            stopper.at_once(lambda: _evaluate(run, parts, todo, {"epoch": epoch, "step": step}, display))
     stopper.stop_if_asked()
 
 

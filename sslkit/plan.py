@@ -68,7 +68,9 @@ def plan(resolved: Resolved, say: Callable[[str], None] = lambda text: None) -> 
     memory included.
     """
     config, processes = resolved.config, resolved.config.devices
-    parts = build(config.model_copy(update={"batch_size": config.batch_size // processes, "devices": 1}), say)
+    # Compiling takes longer than a plan should, and hides the FLOPs.
+    share = {"batch_size": config.batch_size // processes, "devices": 1, "compile": False}
+    parts = build(config.model_copy(update=share), say)
     steps = parts.steps_per_epoch // processes * config.epochs
     seconds, step_flops, (memory, memory_basis) = _try(parts)
     step_time = median(seconds)
@@ -173,7 +175,7 @@ def _timed_steps(parts: Parts, batches: Iterator[Any]) -> Iterator[float]:
 
 
 def _time_basis(timed: int, config: RunConfig) -> str:
-    basis = f"median of {timed} real steps after one"
+    basis = f"median of {timed} real steps after one" + ("" if config.compile is False else ", uncompiled")
     return basis if config.devices == 1 else f"{basis}, of one of {config.devices} processes; no exchange counted"
 
 

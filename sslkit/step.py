@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,19 +10,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslkit import distributed
-from sslkit.build import Parts
 from sslkit.data.loaders import RawBatch
 from sslkit.methods.base import Batch, Method
+
+if TYPE_CHECKING:
+    from sslkit.build import Parts
 
 Scalars = dict[str, Tensor]
 
 
-def train_step(parts: Parts, raws: list[RawBatch], step: int, micro_batch: int | None = None) -> Scalars:
+def train_step(parts: "Parts", raws: list[RawBatch], step: int, micro_batch: int | None = None) -> Scalars:
     """One optimizer step on `accumulate` raw batches; returns detached scalars, still on the device.
 
     `micro_batch` overrides the run's setting.
     """
     micro_batch = micro_batch or parts.config.micro_batch
+    if parts.execution.compile == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()
     sums: Scalars = {}
     for number, raw in enumerate(raws):
         pieces = _Pieces(parts, raw, step, number, micro_batch or len(raw.indices))
@@ -45,7 +49,7 @@ def train_step(parts: Parts, raws: list[RawBatch], step: int, micro_batch: int |
 class _Pieces:
     """A raw batch in pieces; making a piece's views again, from the same seed, gives the same views."""
 
-    def __init__(self, parts: Parts, raw: RawBatch, step: int, number: int, size: int) -> None:
+    def __init__(self, parts: "Parts", raw: RawBatch, step: int, number: int, size: int) -> None:
         self.parts = parts
         self._size = size
         self._raws = [_rows(raw, slice(start, start + size)) for start in range(0, len(raw.indices), size)]
@@ -59,14 +63,15 @@ class _Pieces:
         raw = self._raws[piece]
         generator = _seeded(self.parts, self._step, self._number << 16 | piece)
         labels = raw.labels if self.parts.method.uses_labels else None
-        return Batch(self.parts.views(raw.images, generator), raw.indices, labels)
+        views = self.parts.execution.laid_out(self.parts.views(raw.images, generator))
+        return Batch(views, raw.indices, labels)
 
 
 def _rows(raw: RawBatch, rows: slice) -> RawBatch:
     return RawBatch(raw.images[rows], raw.indices[rows], None if raw.labels is None else raw.labels[rows])
 
 
-def _seeded(parts: Parts, step: int, piece: int) -> torch.Generator:
+def _seeded(parts: "Parts", step: int, piece: int) -> torch.Generator:
     """All randomness of a step is a pure function of seed, step and rank, so a resumed run needs no generator state."""
     numbers = [parts.config.seed, step, distributed.rank(), piece]
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
@@ -84,7 +89,7 @@ def _backward(pieces: _Pieces, share: float, last: bool) -> Scalars:
     with alone:
         for piece in range(len(pieces)):
             batch = pieces[piece]
-            with autocast(parts):
+            with parts.execution.context(parts.device):
                 out = parts.trained(batch)
             parts.scaler.scale(out["loss"] * share / len(pieces)).backward()
             for name, value in out.items():
@@ -105,14 +110,14 @@ def _backward_twice(pieces: _Pieces, share: float) -> Scalars:
     """
     parts, method = pieces.parts, pieces.parts.method
     leaves = _leaves(pieces)
-    with autocast(parts):
+    with parts.execution.context(parts.device):
         out = method.loss({name: distributed.gather(rows) for name, rows in leaves.items()})
     parts.scaler.scale(out["loss"] * share).backward()
     grads = {name: rows.grad for name, rows in leaves.items() if rows.grad is not None}
     done = 0
     for piece in range(len(pieces)):
         batch = pieces[piece]
-        with autocast(parts):
+        with parts.execution.context(parts.device):
             embedded = method.embed(batch)
         rows = slice(done, done := done + len(batch.indices))
         pulled = [name for name in grads if embedded[name].requires_grad]
@@ -127,7 +132,7 @@ def _leaves(pieces: _Pieces) -> dict[str, Tensor]:
         embedded = []
         for piece in range(len(pieces)):
             batch = pieces[piece]
-            with autocast(pieces.parts):
+            with pieces.parts.execution.context(pieces.parts.device):
                 embedded.append(method.embed(batch))
     whole = {name: torch.cat([one[name] for one in embedded]) for name in embedded[0]}
     return {name: rows.requires_grad_(rows.is_floating_point()) for name, rows in whole.items()}
@@ -141,8 +146,3 @@ def _kept_statistics(method: nn.Module) -> Iterator[None]:
     yield
     for buffer, value in before:
         buffer.copy_(value)
-
-
-def autocast(parts: Parts) -> Any:
-    """The precision of the run's forward passes."""
-    return torch.autocast(parts.device.type, parts.autocast) if parts.autocast else nullcontext()

@@ -114,7 +114,7 @@ def open_target(target: str | Path, words: Iterable[str], display: "Display") ->
     backbone = _network(file, config, stores.image_size)
     device = pick_device(config.device)
     backbone.to(device)
-    if config.channels_last:
+    if config.channels_last is not False:
         backbone.to(memory_format=torch.channels_last)
     return Target(backbone, config, stores, device, run, run.path if run else _asked_folder(resolved))
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from sslkit.evaluators.base import Evaluator, Subject, eval_mode
+from sslkit.execution import uncompiled
 
 REFERENCE = 224
 """The image size at which the field's tables count."""
@@ -86,7 +87,7 @@ def flops(net: nn.Module, image_size: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(net.parameters(), torch.empty(0)).device
-    with eval_mode(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with uncompiled(), eval_mode(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, 3, image_size, image_size, device=device))
     return counter.get_total_flops()
 

@@ -1,0 +1,108 @@
+"""How a network is run, beside what it computes: precision, memory format, compilation."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.config import RunConfig
+from sslkit.methods.base import Method
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One way to run a step. Two of them differ in rounding alone, and in the precision that they name."""
+
+    precision: str = "fp32"
+    """fp32, bf16 or fp16, the type of autocast."""
+    channels_last: bool = True
+    """Whether images and weights lie in memory with the channels last."""
+    compile: str = "no"
+    """no; default: the backbones by `torch.compile`; graphs: the same, replayed as CUDA graphs."""
+
+    def __str__(self) -> str:
+        layout = "channels last" if self.channels_last else "channels first"
+        compiled = {"no": "", "default": ", compiled", "graphs": ", compiled, CUDA graphs"}[self.compile]
+        return f"{self.precision}, {layout}{compiled}"
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The autocast type, or None for plain float32."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def context(self, device: torch.device) -> Any:
+        """The precision of forward passes."""
+        return torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
+
+    def laid_out(self, views: list[Tensor]) -> list[Tensor]:
+        """Views, which recipes give channels last, as the network wants them."""
+        return views if self.channels_last else [view.contiguous() for view in views]
+
+    def apply(self, method: Method) -> None:
+        """Lay out the weights, and compile or no longer compile the backbone and its slow copies, in place."""
+        method.to(memory_format=self.memory_format)
+        for network in networks(method):
+            network._compiled_call_impl = None
+            if self.compile != "no":
+                mode = "reduce-overhead" if self.compile == "graphs" else None
+                network.compile(mode=mode, dynamic=False)
+
+
+def networks(method: Method) -> Iterator[nn.Module]:
+    """The backbone and its slow copies: what a step spends its time in."""
+    return (module for module in method.modules() if type(module) is type(method.backbone))
+
+
+def uncompiled() -> Any:
+    """A context in which compiled networks run as they were written: evaluations have other batches and modes."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def usual(config: RunConfig, device: torch.device) -> Execution:
+    """What is right almost everywhere, where the settings leave it open: the start of every search."""
+    return Execution(
+        precision=usual_precision(device) if config.precision == "auto" else config.precision,
+        channels_last=config.channels_last is not False,
+        compile="default" if config.compile is True else "no",
+    )
+
+
+def usual_precision(device: torch.device) -> str:
+    """bf16 on a GPU that has it, else fp32."""
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 instead of imitating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return known and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def eager_candidates(config: RunConfig, device: torch.device) -> list[Execution]:
+    """The usual way, and those that differ from it in one thing that the settings leave open."""
+    first = usual(config, device)
+    ways = [first]
+    if config.precision == "auto" and has_bf16(device):
+        ways.append(replace(first, precision="fp32" if first.precision == "bf16" else "bf16"))
+    if config.channels_last == "auto":
+        ways.append(replace(first, channels_last=False))
+    return ways
+
+
+def compiled_candidates(config: RunConfig, device: torch.device, best: Execution) -> list[Execution]:
+    """The best uncompiled way, compiled, where the settings leave that open."""
+    if config.compile != "auto":
+        return []
+    kinds = ["default", "graphs"] if device.type == "cuda" else ["default"]
+    return [replace(best, compile=kind) for kind in kinds]

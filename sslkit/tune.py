@@ -1,0 +1,248 @@
+"""Which way of running the network is the fastest here: a few real steps of each are timed, and remembered.
+
+`tune` at the top decides; `_measure` below it times what is not yet known; `choose` is a pure function of timings.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sslkit import atomic, distributed
+from sslkit.data.loaders import RawBatch
+from sslkit.data.source import cache_dir, digest
+from sslkit.evaluators.cost import synchronize
+from sslkit.execution import Execution, compiled_candidates, eager_candidates, usual
+from sslkit.optim import make_optimizer
+from sslkit.step import train_step
+
+if TYPE_CHECKING:
+    from sslkit.build import Parts
+
+FEWEST_STEPS = 300
+"""A shorter run would lose more by trying than it could gain."""
+TIMED_STEPS = 3
+"""Steps of each way after the first, which warms up and is timed apart."""
+LONG = 20.0
+"""Seconds that the first steps of all ways may take together; where they take longer, one further step is timed."""
+COMPILING_PAYS = 600.0
+"""Seconds that a run must still take before compiling, which costs a minute or so, is tried."""
+MARGIN = 0.97
+"""A way must take less than this share of the usual one's time: timings of a few steps are noisy."""
+COARSER_MARGIN = 0.9
+"""The same for a way with fewer digits than the usual one: those want a reason."""
+AGREEMENT = {"fp32": 2e-3, "bf16": 5e-2, "fp16": 2e-2}
+"""How far the first loss may lie from the usual way's, relatively, by precision."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was found out about one way."""
+
+    execution: Execution
+    first: float = 0.0
+    """Seconds of the first step, compiling included."""
+    step: float = 0.0
+    """Median seconds of a further step."""
+    loss: float = 0.0
+    """Loss of the first step, of the same weights and views for every way."""
+    error: str = ""
+    """Why it cannot be used here."""
+
+    def total(self, steps: int) -> float:
+        """Expected seconds of a run of `steps` steps."""
+        return self.first + self.step * (steps - 1)
+
+
+def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
+    """The fastest way to run these parts for as long as they will, of those that the settings leave open.
+
+    Candidates are timed on copies of the method and its optimizer; parts stay as they are, random state
+    included. Timings are remembered by machine, network, size and batch, so that a second run chooses the same.
+    With several processes all of them time, and the first decides.
+    """
+    config = parts.config
+    start = usual(config, parts.device)
+    eager = eager_candidates(config, parts.device)
+    if config.tune == "off" or parts.device.type not in ("cpu", "cuda") or parts.steps < FEWEST_STEPS:
+        return start
+    if len(eager) == 1 and not compiled_candidates(config, parts.device, start):
+        return start
+    file = _memory(parts)
+    known = distributed.from_main(_recall(file) if distributed.is_main() else None)
+    timings = distributed.from_main(known | _measure(parts, [way for way in eager if way not in known], say))
+    best = choose([timings[way] for way in eager], parts.steps)
+    compiled = compiled_candidates(config, parts.device, best)
+    if timings[best].total(parts.steps) > COMPILING_PAYS:
+        found = _measure(parts, [way for way in compiled if way not in timings], say)
+        timings |= distributed.from_main(found)
+    open_ways = [timings[way] for way in [*eager, *compiled] if way in timings]
+    chosen = choose(open_ways, parts.steps)
+    if distributed.is_main():
+        _remember(file, parts, timings)
+        for line in in_words(open_ways, chosen, config.batch_size * config.accumulate):
+            say(line)
+    return chosen
+
+
+def choose(timings: list[Timing], steps: int) -> Execution:
+    """The way that is done first with `steps` steps; the first of the list, the usual one, unless beaten clearly.
+
+    A way that failed, or whose first loss is not that of the usual way to its precision, is no choice.
+    """
+    usual_way = timings[0]
+    fit = [t for t in timings[1:] if not t.error and _agrees(t, usual_way) and _beats(t, usual_way, steps)]
+    return min(fit, key=lambda t: t.total(steps), default=usual_way).execution
+
+
+def _beats(timing: Timing, usual_way: Timing, steps: int) -> bool:
+    coarser = usual_way.execution.precision == "fp32" != timing.execution.precision
+    return timing.total(steps) < (COARSER_MARGIN if coarser else MARGIN) * usual_way.total(steps)
+
+
+def _agrees(timing: Timing, usual_way: Timing) -> bool:
+    coarser = max(AGREEMENT[t.execution.precision] for t in (timing, usual_way))
+    return abs(timing.loss - usual_way.loss) <= coarser * max(1.0, abs(usual_way.loss))
+
+
+def in_words(timings: list[Timing], chosen: Execution, images: int) -> Iterator[str]:
+    """The table: a line a way; `images` is the number an optimizer step."""
+    yield "tuned by a few real steps of each way (tune=off does without):"
+    for timing in timings:
+        mark = "  <- chosen" if timing.execution == chosen else ""
+        yield f"  {timing.execution!s:<38} {_figures(timing, timings[0], images)}{mark}"
+
+
+def _figures(timing: Timing, usual_way: Timing, images: int) -> str:
+    if timing.error:
+        return f"not possible here: {timing.error}"
+    compiling = f", {timing.first:.0f} s to compile" if timing.execution.compile != "no" else ""
+    differs = "" if _agrees(timing, usual_way) else f", but its loss is {timing.loss:.4g}, not {usual_way.loss:.4g}"
+    return f"{timing.step * 1e3:7.1f} ms a step, {images / timing.step:6.0f} images/s{compiling}{differs}"
+
+
+def _measure(parts: "Parts", ways: list[Execution], say: Callable[[str], None]) -> dict[Execution, Timing]:
+    """Time each way: its first step by itself, then all in turns, so that a noisy moment hits them alike."""
+    if any(way.compile != "no" for way in ways):
+        say("the run is long enough for compiling to pay: trying it takes a minute or two")
+    raws = [_raw_batch(parts, number) for number in range(parts.config.accumulate)]
+    with torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
+        trials = {way: _Trial(parts, way) for way in ways}
+        for trial in trials.values():
+            trial.begin(raws)
+        took = sum(trial.first for trial in trials.values() if trial.way.compile == "no")
+        for _ in range(distributed.from_main(1 if took > LONG else TIMED_STEPS)):
+            for trial in trials.values():
+                trial.step(raws)
+        return {way: trial.timing() for way, trial in trials.items()}
+
+
+class _Trial:
+    """One way on its own copy of the method, with its own optimizer."""
+
+    def __init__(self, parts: "Parts", way: Execution) -> None:
+        self.way = way
+        self.first, self._loss, self._error = 0.0, 0.0, ""
+        self._times: list[float] = []
+        method = deepcopy(parts.method)
+        way.apply(method)
+        optimizer = make_optimizer(method, parts.config.optimizer, parts.peak_lr, method.constant_lr)
+        scaler = torch.amp.GradScaler(parts.device.type, enabled=way.precision == "fp16")
+        self._parts = replace(parts, method=method, trained=method, optimizer=optimizer, scaler=scaler, execution=way)
+
+    def begin(self, raws: list[RawBatch]) -> None:
+        self.first, self._loss = self._timed(raws)
+
+    def step(self, raws: list[RawBatch]) -> None:
+        if not self._error:
+            self._times.append(self._timed(raws)[0])
+
+    def _timed(self, raws: list[RawBatch]) -> tuple[float, float]:
+        """Seconds and loss of one step. Whatever a way fails with, the run goes on without it."""
+        began = time.perf_counter()
+        try:
+            # Reading the loss does not wait for the update that follows it.
+            loss = float(train_step(self._parts, raws, 0)["loss"])
+            synchronize(self._parts.device)
+        except Exception as error:
+            self._error = " ".join(str(error).split())[:200] or type(error).__name__
+            return 0.0, 0.0
+        return time.perf_counter() - began, loss
+
+    def timing(self) -> Timing:
+        if self._error:
+            return Timing(self.way, error=self._error)
+        return Timing(self.way, self.first, median(self._times), self._loss)
+
+
+def _raw_batch(parts: "Parts", number: int) -> RawBatch:
+    """Stored images, without disturbing the loader."""
+    store, share = parts.stores.pretrain, parts.config.batch_size // distributed.world()
+    rows = (np.arange(share) + number * share) % len(store)
+    images = torch.from_numpy(store.read(rows)).to(parts.device).permute(0, 3, 1, 2)
+    labels = None if store.labels is None else torch.from_numpy(store.labels[rows]).to(parts.device)
+    return RawBatch(images, torch.from_numpy(rows).to(parts.device), labels)
+
+
+# --- what is remembered ---
+
+
+def _memory(parts: "Parts") -> Path:
+    return cache_dir() / "tune" / f"{digest(_key(parts))}.json"
+
+
+def _key(parts: "Parts") -> dict[str, Any]:
+    """Everything that the time of a step depends on."""
+    config = parts.config
+    return {
+        "device": device_name(parts.device),
+        "threads": torch.get_num_threads() if parts.device.type == "cpu" else None,
+        "processes": distributed.world(),
+        "torch": torch.__version__,
+        "method": config.method.flat(),
+        "backbone": config.backbone.flat(),
+        "augment": config.augment.flat(),
+        "optimizer": config.optimizer.name,
+        "image_size": parts.stores.image_size,
+        "batch_size": config.batch_size,
+        "micro_batch": config.micro_batch,
+        "accumulate": config.accumulate,
+        "deterministic": config.deterministic,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() + " " + _processor()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "processor"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+
+
+def _recall(file: Path) -> dict[Execution, Timing]:
+    """Timings of earlier runs; none from a file that cannot be read, for they can be made again."""
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))["timings"]
+        timings = [Timing(**record | {"execution": Execution(**record["execution"])}) for record in records]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {timing.execution: timing for timing in timings}
+
+
+def _remember(file: Path, parts: "Parts", timings: dict[Execution, Timing]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(file, {"about": _key(parts), "timings": [asdict(timing) for timing in timings.values()]})
