@@ -81,19 +81,48 @@ def take_turns(
 
     `wait` returns when the device has done all it was given.
     """
+    race = _Race(wait)
     say(f"warming up: {', '.join(contestant.name for contestant in contestants)}")
-    courses, failed = _warm_up(contestants, protocol, wait)
-    racing = [contestant for contestant in contestants if contestant.name in courses]
+    for _ in range(protocol.warmup):
+        for contestant in contestants:
+            if took := race.turn(contestant, contestant.least):
+                race.courses[contestant.name] = Course(_steps(took[0], contestant.least))
     began = time.perf_counter()
     for number in range(protocol.repeats):
         if number and time.perf_counter() - began > protocol.seconds:
             say(f"{number} of {protocol.repeats} rounds: the time is up")
             break
         say(f"round {number + 1} of {protocol.repeats}")
-        for contestant in racing:
-            course = courses[contestant.name]
-            course.add(*turn(contestant, course.steps, wait))
-    return courses, failed
+        # There and back: what drifts steadily is the same for all after two rounds.
+        for contestant in contestants[:: -1 if number % 2 else 1]:
+            race.count(contestant)
+    return race.courses, race.failed
+
+
+class _Race:
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self._wait = wait
+        self.courses: dict[str, Course] = {}
+        self.failed: dict[str, str] = {}
+
+    def count(self, contestant: Contestant) -> None:
+        """One turn that counts."""
+        course = self.courses.get(contestant.name)
+        if course and (took := self.turn(contestant, course.steps)):
+            course.add(*took)
+
+    def turn(self, contestant: Contestant, steps: int) -> tuple[float, dict[str, float]] | None:
+        """None for a peer that fails, now or before: rounds without it have no pair, so that none of it counts."""
+        if contestant.name in self.failed:
+            return None
+        try:
+            return turn(contestant, steps, self._wait)
+        except Exception as error:
+            if not contestant.foreign:
+                raise
+            self.failed[contestant.name] = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
+            self.courses.pop(contestant.name, None)
+            return None
 
 
 def turn(contestant: Contestant, steps: int, wait: Callable[[], None]) -> tuple[float, dict[str, float]]:
@@ -112,27 +141,6 @@ def turn(contestant: Contestant, steps: int, wait: Callable[[], None]) -> tuple[
     finally:
         contestant.end()
     return seconds, {name: sum(part[name] for part in parts) / steps for name in parts[0]}
-
-
-def _warm_up(
-    contestants: Sequence[Contestant], protocol: Protocol, wait: Callable[[], None]
-) -> tuple[dict[str, Course], dict[str, str]]:
-    courses: dict[str, Course] = {}
-    failed: dict[str, str] = {}
-    for _ in range(protocol.warmup):
-        for contestant in contestants:
-            if contestant.name in failed:
-                continue
-            try:
-                seconds, _parts = turn(contestant, contestant.least, wait)
-            except Exception as error:
-                if not contestant.foreign:
-                    raise
-                failed[contestant.name] = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
-                courses.pop(contestant.name, None)
-            else:
-                courses[contestant.name] = Course(_steps(seconds, contestant.least))
-    return courses, failed
 
 
 def _steps(seconds: float, least: int) -> int:

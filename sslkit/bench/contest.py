@@ -121,7 +121,7 @@ def _stages(stages: Stages, course: Course) -> Result:
 
 
 def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only | None) -> Result:
-    config, size = resolved.config, parts.stores.image_size
+    config, size, machine = resolved.config, parts.stores.image_size, environment()
     return {
         "what": f"{config.method.name}, {config.backbone.name}, {size} px, batch {config.batch_size}",
         "method": config.method.name,
@@ -131,12 +131,12 @@ def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only 
         "precision": str(parts.autocast or torch.float32).removeprefix("torch."),
         "only": only,
         "device": parts.device.type,
-        "device_name": _device_name(parts.device),
+        "device_name": _device_name(parts.device, machine),
         "driver": _driver() if parts.device.type == "cuda" else None,
         "protocol": _protocol(protocol),
         "settings": resolved.values,
         "versions": {name: package_version(name) for name in (*peers.TRAINING, *peers.VIEWS)},
-        "environment": environment(),
+        "environment": machine,
     }
 
 
@@ -145,15 +145,15 @@ def _protocol(protocol: Protocol) -> Result:
         "warmup": protocol.warmup,
         "repeats": protocol.repeats,
         "seconds": protocol.seconds,
-        "words": "one process; rounds in which each contestant has one turn; a turn is one step that is not timed and "
+        "words": "one process; rounds in which each contestant has one turn, every second round backwards; a turn is one step that is not timed and "
         "then steps that are, between synchronisations; a sample is their mean; ratios are of one round",
     }
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device, machine: dict[str, Any]) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{environment()['cpu']}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    return f"{machine['cpu']}, {machine['threads']} threads" if device.type == "cpu" else device.type
 
 
 def _driver() -> str | None:

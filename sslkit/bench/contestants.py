@@ -211,7 +211,8 @@ class Stages(Contestant):
         notes = {
             "read": f"{once}from {self._store.path.name}, which the system may hold in memory",
             "decode": f"{once}{self._threads} threads{reader}, reading from memory",
-            "transfer": once + ("host to device" if self._parts.device.type != "cpu" else "0: the device is the CPU"),
+            "transfer": once
+            + ("through pinned memory" if self._parts.device.type != "cpu" else "0: the device is the CPU"),
             "gather": "a batch out of the images on the device",
         }
         if self._parts.config.micro_batch:

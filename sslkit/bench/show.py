@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+STYLE = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "sslkit"}
+"""Text stays text; the salt keeps the file the same for the same figures."""
 TRAINING, VIEWS = "training", "views alone"
 KINDS = {"views": VIEWS, "kornia": VIEWS, "torchvision": VIEWS}
 """What each contestant's images/s are of; all others train."""
@@ -76,30 +78,42 @@ def _quartiles(summary: Result, scale: float) -> str:
 def write(result: Result, folder: Path) -> list[Path]:
     """<device>-<method>-<backbone>-<size>.json and .svg, each whole or not at all; the paths."""
     stem = file_stem(result)
-    data, chart = folder / f"{stem}.json", folder / f"{stem}.svg"
+    data, chart, drawing = folder / f"{stem}.json", folder / f"{stem}.svg", as_svg(result)
     atomic.write_json(data, result)
-    atomic.write_text(chart, as_svg(result))
+    atomic.write_text(chart, drawing)
     return [data, chart]
 
 
 def as_svg(result: Result) -> str:
     """Bars of images/s, training and views apart, with quartiles; below, the stages of a step end to end."""
+    groups = [(kind, names) for kind, names in _groups(result) if names]
+    heights = [len(names) + 1.2 for _, names in groups] + [2.6] * bool(result["stages"])
+    figure, axes = panels(heights, f"{result['what']}, {result['precision']}\n{result['device_name']}")
+    for place, (kind, names) in zip(axes, groups):
+        rates = {name: result["contestants"][name]["images_per_second"] for name in names}
+        bars(place, f"{kind}, images/s: median and quartiles", rates, "{:,.0f}")
+    if result["stages"]:
+        _draw_stages(axes[-1], result["stages"])
+    return svg_of(figure)
+
+
+def panels(heights: list[float], title: str) -> tuple[Any, list[Any]]:
+    """(figure, axes one below the other); heights in bars."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    groups = [(kind, names) for kind, names in _groups(result) if names]
-    rows = len(groups) + bool(result["stages"])
-    heights = [len(names) + 1.2 for _, names in groups] + [2.6] * bool(result["stages"])
-    # Text stays text; the salt keeps the file the same for the same figures.
-    with mpl.rc_context({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "sslkit"}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 0.42 * sum(heights) + 0.6), layout="constrained")
-        figure.suptitle(f"{result['what']}, {result['precision']}\n{result['device_name']}", fontsize=11)
-        axes = figure.subplots(rows, height_ratios=heights, squeeze=False)[:, 0]
-        for place, (kind, names) in zip(axes, groups):
-            _draw_rates(place, kind, {name: result["contestants"][name] for name in names})
-        if result["stages"]:
-            _draw_stages(axes[-1], result["stages"])
-        text = io.StringIO()
+        figure.suptitle(title, fontsize=11)
+        axes = figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0]
+    return figure, list(axes)
+
+
+def svg_of(figure: Any) -> str:
+    import matplotlib as mpl
+
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
@@ -109,15 +123,15 @@ def _groups(result: Result) -> Iterator[tuple[str, list[str]]]:
         yield kind, [name for name in result["contestants"] if KINDS.get(name, TRAINING) == kind]
 
 
-def _draw_rates(axes: Any, title: str, contestants: dict[str, Result]) -> None:
-    rates = [figures["images_per_second"] for figures in contestants.values()]
-    medians = [rate["median"] for rate in rates]
-    spread = [[m - r["q1"] for m, r in zip(medians, rates)], [r["q3"] - m for m, r in zip(medians, rates)]]
-    bars = axes.barh(list(contestants), medians, color=PALETTE[0], xerr=spread, error_kw={"capsize": 3})
-    axes.bar_label(bars, [f"{m:,.0f}" for m in medians], padding=8)
+def bars(axes: Any, title: str, summaries: dict[str, Result], style: str) -> None:
+    """A bar to each median, with its quartiles, and the median in the format `style` beside it."""
+    medians = [each["median"] for each in summaries.values()]
+    spread = [[each["median"] - each["q1"], each["q3"] - each["median"]] for each in summaries.values()]
+    drawn = axes.barh(list(summaries), medians, color=PALETTE[0], xerr=list(zip(*spread)), error_kw={"capsize": 3})
+    axes.bar_label(drawn, [style.format(median) for median in medians], padding=8)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_title(f"{title}, images/s: median and quartiles", loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 
 
