@@ -145,8 +145,9 @@ def _protocol(protocol: Protocol) -> Result:
         "warmup": protocol.warmup,
         "repeats": protocol.repeats,
         "seconds": protocol.seconds,
-        "words": "one process; rounds in which each contestant has one turn, every second round backwards; a turn is one step that is not timed and "
-        "then steps that are, between synchronisations; a sample is their mean; ratios are of one round",
+        "words": "one process; rounds in which each contestant has one turn, every second round backwards; a turn is "
+        "one step that is not timed and then steps that are, between synchronisations; a sample is their mean; ratios "
+        "are of one round",
     }
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-STYLE = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "sslkit"}
+STYLE: Any = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "sslkit"}
 """Text stays text; the salt keeps the file the same for the same figures."""
 TRAINING, VIEWS = "training", "views alone"
 KINDS = {"views": VIEWS, "kornia": VIEWS, "torchvision": VIEWS}
