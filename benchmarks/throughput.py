@@ -177,7 +177,8 @@ def _with_quartiles(ratio: Cell | None) -> str:
 def as_svg(cells: dict[str, Cell]) -> str:
     """A panel a ratio, a bar a cell, and a line where a target lies."""
     found = {r: {n: c["ratios"][r] for n, c in cells.items() if r in c["ratios"]} for r in _ratios(cells)}
-    figure, axes = panels([len(bars_of) + 1.2 for bars_of in found.values()], "sslkit, throughput")
+    heights = [len(summaries) + 1.2 for summaries in found.values()]
+    figure, axes = panels(heights, "median and quartiles; a line is a target")
     for place, (ratio, summaries) in zip(axes, found.items()):
         bars(place, f"{ratio}: {RATIOS[ratio]}", summaries, "{:.3g}")
         for name, target, _ in verdicts(cells):
