@@ -168,11 +168,12 @@ class EpochClock:
 
 def lightly(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module]:
     """lightly's own transform, data set, head and loss in a plain training loop, as its examples write it."""
-    import lightly.loss
-    import lightly.models.modules
     import torchvision
     from lightly.data import LightlyDataset
     from lightly.transforms import SimCLRTransform
+
+    from sslkit.bench import lightly_peer
+    from sslkit.methods.simclr import SimCLR
 
     torch.manual_seed(seed)
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
@@ -186,21 +187,15 @@ def lightly(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module
     )
     backbone = torchvision.models.shufflenet_v2_x1_0()
     backbone.fc = torch.nn.Identity()
-    head = lightly.models.modules.SimCLRProjectionHead(1024, HIDDEN, DIM)
-    criterion = lightly.loss.NTXentLoss(temperature=TEMPERATURE)
-    parameters = [*backbone.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9, weight_decay=WEIGHT_DECAY)
+    backbone.width = 1024
+    model = lightly_peer.SimCLR(backbone, SimCLR.Config(temperature=TEMPERATURE, hidden=HIDDEN, dim=DIM))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     began, ends = time.perf_counter(), []
     for _ in range(epochs):
-        for (view0, view1), _, _ in loader:
-            loss = criterion(head(backbone(view0)), head(backbone(view1)))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        for _loss in lightly_peer.train(model, loader, optimizer, torch.device("cpu")):
             schedule.step()
         ends.append(time.perf_counter())
-    backbone.width = 1024
     return _timing(began, ends, epochs), backbone
 
 

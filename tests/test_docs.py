@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 SHORT = ["epochs=1", "batch_size=16", "evaluators.linear.epochs=2"]
 """Settings that make a command of the docs short; they replace the ones it names."""
+ONE_ROUND = ["--repeats", "1"]
+"""The same for `sslkit bench`."""
 
 
 def commands(page):
@@ -21,10 +23,10 @@ def commands(page):
 
 def shortened(line):
     words = shlex.split(line)[1:]
-    if words[0] != "run":
+    if words[0] not in ("run", "bench"):
         return words
     keys = {word.partition("=")[0] for word in SHORT}
-    return [w for w in words if w.partition("=")[0] not in keys] + SHORT
+    return [w for w in words if w.partition("=")[0] not in keys] + SHORT + ONE_ROUND * (words[0] == "bench")
 
 
 def photos(folder, n=40):

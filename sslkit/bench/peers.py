@@ -1,0 +1,79 @@
+"""Which others take part, and why the rest does not."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from sslkit import plugins
+from sslkit.bench.clock import Contestant, NotTheSame
+from sslkit.build import Parts
+from sslkit.data.loaders import RawBatch
+from sslkit.errors import UserError
+from sslkit.runs import package_version
+
+TRAINING = ("lightly",)
+"""Peers that train, beside the step."""
+VIEWS = ("kornia", "torchvision")
+"""Peers that make views, beside the views alone."""
+INSTALL = {
+    "lightly": 'pip install "sslkit[bench]"',
+    "kornia": "pip install kornia",
+    "torchvision": "pip install torchvision",
+}
+
+
+def chosen(names: str | None) -> tuple[str, ...]:
+    """Names from the words of `--peers`: those between commas; 'none': no one; None: all there are.
+
+    Raises UserError for another name.
+    """
+    known = (*TRAINING, *VIEWS)
+    if names is None:
+        return known
+    asked = [] if names == "none" else [name.strip() for name in names.split(",")]
+    for name in asked:
+        if name not in known:
+            raise UserError(f"--peers: {name!r} is no peer; {plugins.suggest(name, [*known, 'none'])}")
+    return tuple(name for name in known if name in asked)
+
+
+def find(names: Iterable[str], parts: Parts, raw: RawBatch, folder: Path) -> tuple[list[Contestant], dict[str, str]]:
+    """(those that can take part, {name: why it does not}). Images for them are written into `folder`."""
+    makers: dict[str, Callable[[], Iterator[Contestant]]] = {
+        "lightly": lambda: _lightly(parts, folder),
+        "kornia": lambda: _kornia(parts, raw),
+        "torchvision": lambda: _torchvision(parts, raw),
+    }
+    found: list[Contestant] = []
+    absent: dict[str, str] = {}
+    for name in names:
+        if package_version(name) is None:
+            absent[name] = f"not installed: {INSTALL[name]}"
+            continue
+        try:
+            found += makers[name]()
+        except NotTheSame as lack:
+            absent[name] = str(lack)
+    return found, absent
+
+
+def _lightly(parts: Parts, folder: Path) -> Iterator[Contestant]:
+    from sslkit.bench.lightly_peer import Lightly, write_folder
+
+    write_folder(parts, folder)
+    yield Lightly(parts, folder)
+    if parts.device.type == "cuda":
+        yield Lightly(parts, folder, torch.bfloat16)
+
+
+def _kornia(parts: Parts, raw: RawBatch) -> Iterator[Contestant]:
+    from sslkit.bench.views_peers import Kornia
+
+    yield Kornia(parts, raw)
+
+
+def _torchvision(parts: Parts, raw: RawBatch) -> Iterator[Contestant]:
+    from sslkit.bench.views_peers import Torchvision
+
+    yield Torchvision(parts, raw)

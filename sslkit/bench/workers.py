@@ -1,0 +1,76 @@
+"""A DataLoader of torch as other frameworks use it, whose worker processes rest between two turns."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+WITHOUT_END = 10**6
+"""Batches of one pass: a new pass would start with empty queues, which small data would do after every few steps."""
+DIE_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+class Workers:
+    """Shuffled batches without end, made by worker processes that stop where they are when told to rest.
+
+    Without that they would go on filling their queue during the turns of others: slowing those, and taking their own
+    next turn ready made.
+    """
+
+    def __init__(self, data: "Dataset[Any]", batch_size: int, workers: int) -> None:
+        self._loader = DataLoader(
+            data,
+            batch_size=batch_size,
+            sampler=RandomSampler(data, replacement=True, num_samples=batch_size * WITHOUT_END),  # type: ignore[arg-type]
+            num_workers=workers,
+            worker_init_fn=_die_with_parent,
+            drop_last=True,
+        )
+        self._batches: Iterator[Any] | None = None
+        self._processes: list[Any] = []
+
+    def __iter__(self) -> "Workers":
+        return self
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            self._start()
+        assert self._batches is not None
+        return next(self._batches)
+
+    def _start(self) -> None:
+        before = {process.pid for process in multiprocessing.active_children()}
+        with warnings.catch_warnings():
+            # Python 3.12 warns of every fork beside threads, as torch's loader does by default.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._batches = iter(self._loader)
+        self._processes = [p for p in multiprocessing.active_children() if p.pid not in before]
+
+    def rest(self) -> None:
+        self._signal("SIGSTOP")
+
+    def wake(self) -> None:
+        self._signal("SIGCONT")
+
+    def close(self) -> None:
+        self.wake()
+        self._batches, self._processes = None, []
+
+    def _signal(self, name: str) -> None:
+        # Windows has neither; there the workers run on until their queue is full.
+        for process in self._processes if hasattr(signal, name) else ():
+            if process.is_alive():
+                os.kill(process.pid, getattr(signal, name))
+
+
+def _die_with_parent(worker: int) -> None:
+    """A process that rests would outlive a parent that was killed, for nobody would wake it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
