@@ -378,7 +378,7 @@ def test_the_result_says_how_it_came_about(result):
     assert result["settings"]["method.name"] == "simclr"
     assert result["settings"]["batch_size"] == 8
     assert result["protocol"]["repeats"] == 2
-    assert (result["device"], result["driver"], result["precision"]) == ("cpu", None, "float32")
+    assert (result["device"], result["driver"], result["execution"]) == ("cpu", None, "fp32, channels last")
     assert "torch" in result["environment"]["versions"]
     step, bound = (result["contestants"][name]["images_per_second"]["samples"] for name in ("step", "bound"))
     assert result["ratios"]["step/bound"]["samples"] == [a / b for a, b in zip(step, bound)]

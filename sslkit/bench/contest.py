@@ -128,7 +128,7 @@ def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only 
         "backbone": config.backbone.name,
         "image_size": size,
         "batch_size": config.batch_size,
-        "precision": str(parts.autocast or torch.float32).removeprefix("torch."),
+        "execution": str(parts.execution),
         "only": only,
         "device": parts.device.type,
         "device_name": _device_name(parts.device, machine),

@@ -17,7 +17,7 @@ from sslkit.data.loaders import RawBatch
 from sslkit.data.threads import core_count, ordered_map
 from sslkit.evaluators.cost import synchronize
 from sslkit.methods.base import Batch
-from sslkit.step import autocast, train_step
+from sslkit.step import train_step
 
 STAGES = ("read", "decode", "transfer", "gather", "augment", "forward", "backward", "optimizer", "ema")
 """In the order of a step."""
@@ -62,7 +62,7 @@ def bounded(parts: Parts, raw: RawBatch) -> Parts:
     Network, optimizer and precision are the same objects. In micro-batches every piece gets the views of the first.
     """
     size = parts.config.micro_batch or len(raw.indices)
-    made = parts.views(raw.images[:size], _generator(parts))
+    made = parts.execution.laid_out(parts.views(raw.images[:size], _generator(parts)))
     return replace(parts, views=StoredViews(made), loader=StoredBatch(raw))
 
 
@@ -196,10 +196,10 @@ class Stages(Contestant):
     def _gradients(self, raw: RawBatch, rows: slice) -> None:
         parts = self._parts
         with self._stage("augment"):
-            crops = parts.views(raw.images[rows], self._generator)
+            crops = parts.execution.laid_out(parts.views(raw.images[rows], self._generator))
         labels = raw.labels[rows] if parts.method.uses_labels and raw.labels is not None else None
         batch = Batch(crops, raw.indices[rows], labels)
-        with self._stage("forward"), autocast(parts):
+        with self._stage("forward"), parts.execution.context(parts.device):
             loss = parts.trained(batch)["loss"]
         with self._stage("backward"):
             parts.scaler.scale(loss).backward()

@@ -25,7 +25,7 @@ def as_tables(result: Result) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    heading = f"{result['what']}, {result['precision']}, on {result['device_name']}"
+    heading = f"{result['what']}, {result['execution']}, on {result['device_name']}"
     parts: list[Any] = [Text(heading, style="bold"), _contestants(result)]
     parts += [Text(), _stages(result)] if result["stages"] else []
     parts += [Text(), _ratios(result)] if result["ratios"] else []
@@ -88,7 +88,7 @@ def as_svg(result: Result) -> str:
     """Bars of images/s, training and views apart, with quartiles; below, the stages of a step end to end."""
     groups = [(kind, names) for kind, names in _groups(result) if names]
     heights = [len(names) + 1.2 for _, names in groups] + [2.6] * bool(result["stages"])
-    figure, axes = panels(heights, f"{result['what']}, {result['precision']}\n{result['device_name']}")
+    figure, axes = panels(heights, f"{result['what']}, {result['execution']}\n{result['device_name']}")
     for place, (kind, names) in zip(axes, groups):
         rates = {name: result["contestants"][name]["images_per_second"] for name in names}
         bars(place, f"{kind}, images/s: median and quartiles", rates, "{:,.0f}")
