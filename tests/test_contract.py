@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ class Silent(Good):
 class Misadvised(Good):
     """A recommended setting that no run has."""
 
-    defaults = {"optimizer.speed": 1}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"optimizer.speed": 1}
 
 
 class Unused(Good):

@@ -1,7 +1,7 @@
 """The contract of a method: a module whose `forward` turns a batch of views into a loss."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -74,12 +74,15 @@ class Method(nn.Module):
     """Parts (attribute names) whose learning rate stays at its peak while the others' falls."""
     sync_batchnorm: ClassVar[bool] = True
     """Whether batch norm on several GPUs sees all their images."""
+    width: int
+    """Width of the backbone's features, [N, width]."""
 
     def __init__(self, config: Any, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
         self.info = info
+        self.width = cast(Any, backbone).width
 
     @classmethod
     def trained_backbone(cls, backbone: Choice) -> Choice:

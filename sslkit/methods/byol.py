@@ -50,8 +50,7 @@ class BYOL(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.projector = mlp(width, config.hidden, config.dim, last_bias=False, last_norm=config.last_norm)
+        self.projector = mlp(self.width, config.hidden, config.dim, last_bias=False, last_norm=config.last_norm)
         self.predictor = mlp(config.dim, config.hidden, config.dim, last_bias=False)
         self.target = slow_copy(self._online())
 

@@ -56,8 +56,7 @@ class MoCoV2(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.head = mlp(width, config.hidden or width, config.dim, norm=config.norm, last_norm=config.norm)
+        self.head = mlp(self.width, config.hidden or self.width, config.dim, norm=config.norm, last_norm=config.norm)
         self.key_encoder = slow_copy(self._query_encoder())
         self.queue = Queue(config.queue, config.dim)
         self._new_keys: list[Tensor] = []

@@ -54,12 +54,11 @@ class PIRL(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.image_head = nn.Linear(width, config.dim)
-        self.transformed_head: nn.Module = nn.Linear(width, config.dim)
+        self.image_head = nn.Linear(self.width, config.dim)
+        self.transformed_head: nn.Module = nn.Linear(self.width, config.dim)
         if JIGSAW in config.transforms:
             joined = nn.Linear(GRID**2 * config.dim, config.dim)
-            self.transformed_head = nn.Sequential(nn.Linear(width, config.dim), nn.Flatten(), joined)
+            self.transformed_head = nn.Sequential(nn.Linear(self.width, config.dim), nn.Flatten(), joined)
         self.bank = Bank(info.images, config.dim)
         self._seen: list[tuple[Tensor, Tensor]] = []
 

@@ -70,7 +70,7 @@ class SimCLR(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
+        width = self.width
         dims = {"mlp": (width, config.hidden or width, config.dim), "linear": (width, config.dim), "identity": (width,)}
         self.head = mlp(
             *dims[config.head],

@@ -62,8 +62,7 @@ class DINO(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        dims = width, config.hidden, config.hidden, config.bottleneck
+        dims = self.width, config.hidden, config.hidden, config.bottleneck
         self.head = mlp(*dims, norm=config.norm, activation=nn.GELU).apply(_initialise)
         self.prototypes = Prototypes(config.bottleneck, config.prototypes)
         self.teacher = slow_copy(self._student())

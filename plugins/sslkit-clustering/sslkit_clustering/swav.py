@@ -55,8 +55,7 @@ class SwAV(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.projector = mlp(width, config.hidden, config.dim)
+        self.projector = mlp(self.width, config.hidden, config.dim)
         self.prototypes = Prototypes(config.dim, config.prototypes)
         queues = 2 if config.queue_length else 0
         self.queues = nn.ModuleList(Queue(config.queue_length, config.dim) for _ in range(queues))
@@ -82,7 +81,7 @@ class SwAV(Method):
         return {
             "loss": swapped_cross_entropy(codes, scores, self.config.temperature),
             **code_health(codes),
-            **(self.queues[0].health() if self.queues else {}),  # type: ignore[operator]
+            **(self._queues()[0].health() if self.queues else {}),
         }
 
     @torch.no_grad()
@@ -90,18 +89,22 @@ class SwAV(Method):
         settings = self.config.epsilon, self.config.sinkhorn_iterations
         if not self.queues:
             return sinkhorn(scores, *settings)
-        queue: Any = self.queues[view]
+        queue = self._queues()[view]
         # What has not been pushed yet is random, and must not take part.
         rows = torch.arange(-len(scores), len(queue.rows), device=scores.device)
         everyone = torch.cat([scores, self.prototypes(queue.rows).to(scores.dtype)])
         return sinkhorn(everyone, *settings, absent=rows >= queue.pushed)[: len(scores)]
 
+    def _queues(self) -> list[Queue]:
+        # A ModuleList does not know what kind of modules it holds.
+        return [queue for queue in self.queues if isinstance(queue, Queue)]
+
     def after_step(self, progress: float) -> None:
         """The step's projections enter the queues, once it is time."""
         self.progress.fill_(progress)
         if progress >= self.config.queue_start:
-            for view, queue in enumerate(self.queues):
-                queue.push(torch.cat(self._new)[:, view])  # type: ignore[operator]
+            for view, queue in enumerate(self._queues()):
+                queue.push(torch.cat(self._new)[:, view])
         self._new.clear()
 
 

@@ -43,8 +43,7 @@ class BarlowTwins(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.projector = mlp(width, config.hidden, config.hidden, config.dim, last_bias=False)
+        self.projector = mlp(self.width, config.hidden, config.hidden, config.dim, last_bias=False)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """{"z": [B, 2, dim]}."""

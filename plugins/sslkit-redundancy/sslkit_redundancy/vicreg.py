@@ -49,8 +49,7 @@ class VICReg(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.expander = mlp(width, config.hidden, config.hidden, config.dim, last_bias=False)
+        self.expander = mlp(self.width, config.hidden, config.hidden, config.dim, last_bias=False)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """{"z": [B, 2, dim]}."""

@@ -48,9 +48,8 @@ class NNCLR(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
         self.projector = nn.Sequential(
-            *mlp(width, config.hidden, config.hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim)
+            *mlp(self.width, config.hidden, config.hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim)
         )
         self.predictor = mlp(config.dim, config.predictor_hidden, config.dim)
         self.queue = Queue(config.queue, config.dim)

@@ -47,10 +47,9 @@ class SimSiam(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
         hidden = [config.hidden] * (config.layers - 1)
         self.projector = nn.Sequential(
-            *mlp(width, *hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim, affine=False)
+            *mlp(self.width, *hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim, affine=False)
         )
         self.predictor = mlp(config.dim, config.bottleneck, config.dim)
 
