@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sslkit.config import Choice, Config
 from sslkit.distributed import gather
+from sslkit.errors import UserError
 
 Triple = tuple[float, float, float]
 
@@ -93,6 +94,15 @@ class Method(nn.Module):
     def exported(self) -> nn.Module:
         """The backbone that is evaluated and saved; a slow copy of it, where the paper evaluates that."""
         return self.backbone
+
+    def expect_views(self, batch: Batch, number: int, or_more: bool = False) -> None:
+        """Raise UserError unless the recipe makes so many full-size views of an image."""
+        made = batch.n_views
+        if made < number or (made > number and not or_more):
+            views = f"{number} view{'s' if number > 1 else ''} of an image"
+            raise UserError(
+                f"{type(self).__name__} needs {views}, but the recipe makes {made}; set augment.views={number}"
+            )
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """What the loss needs of each image: tensors [B, ...], the image first (see `Batch.by_image`).

@@ -77,8 +77,7 @@ class MoCoV2(Method):
 
     def _check(self, batch: Batch) -> None:
         images, splits = len(batch.indices), self.config.bn_splits
-        if batch.n_views != 2:
-            raise UserError(f"mocov2 needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        self.expect_views(batch, 2)
         if splits > 1 and images < 2 * splits:
             raise UserError(f"method.bn_splits={splits} needs {2 * splits} images at a time, not {images}; lower it")
 

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.queues import Queue
@@ -64,10 +63,7 @@ class SwAV(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Projections "z" of all crops, full-size ones first, [B, crops, dim]."""
-        if batch.n_views != 2:
-            raise UserError(
-                f"swav needs two full-size views, but the recipe makes {batch.n_views}; set augment.views=2"
-            )
+        self.expect_views(batch, 2)
         # The projector sees all crops at once, as in the reference code, so that its batch norm mixes them.
         features = torch.cat([self.backbone(crops) for crops in batch.crops])
         return {"z": batch.by_image(self.projector(features))}

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.health import feature_std
 from sslkit.methods import Batch, Method, RunInfo
@@ -47,8 +46,7 @@ class BarlowTwins(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """{"z": [B, 2, dim]}."""
-        if batch.n_views != 2:
-            raise UserError(f"barlowtwins needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        self.expect_views(batch, 2)
         return {"z": torch.stack([self.projector(self.backbone(view)) for view in batch.views.chunk(2)], dim=1)}
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.losses import contrastive_health
 from sslkit.methods import Batch, Method, RunInfo
@@ -57,8 +56,7 @@ class NNCLR(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Projections "z", without a graph, and predictions "p", [B, 2, dim] each."""
-        if batch.n_views != 2:
-            raise UserError(f"nnclr needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        self.expect_views(batch, 2)
         z = [self.projector(self.backbone(view)) for view in batch.views.chunk(2)]
         p = [self.predictor(projection) for projection in z]
         return {"z": torch.stack(z, dim=1).detach(), "p": torch.stack(p, dim=1)}

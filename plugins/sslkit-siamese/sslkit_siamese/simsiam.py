@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.health import feature_std
 from sslkit.methods import Batch, Method, RunInfo
@@ -55,8 +54,7 @@ class SimSiam(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, -1 to 1, and `output_std`: `feature_std` of the projections (Figure 2), 0 when collapsed."""
-        if batch.n_views < 2:
-            raise UserError("simsiam needs two views, but the recipe makes one; set augment.views=2")
+        self.expect_views(batch, 2, or_more=True)
         z = [self.projector(self.backbone(view)) for view in batch.views.chunk(batch.n_views)]
         p = [self.predictor(projection) for projection in z]
         directions = [negative_cosine(p[i], z[j]) for i, j in permutations(range(batch.n_views), 2)]
