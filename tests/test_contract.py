@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sslkit import plugins, testing
 from sslkit.config import Config as Settings
 from sslkit.data import CIFAR10, pack
+from sslkit.losses import full_precision
 from sslkit.methods import Method
 
 
@@ -287,3 +288,40 @@ def test_a_broken_dataset_is_told_what_is_wrong():
 
     with pytest.raises(AssertionError, match="must be labelled"):
         testing.check_dataset(Unlabelled, n_train=5, n_test=5)
+
+
+def exact_only(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T).mean()
+
+
+def rounded(a: Tensor, b: Tensor) -> Tensor:
+    return full_precision(a @ b.T).square().mean()
+
+
+def always_single(a: Tensor, b: Tensor) -> Tensor:
+    return (a.float() * b.float()).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (exact_only, "under autocast a loss must be float32, not torch.bfloat16"),
+        (lambda a, b: (a * b).mean(), "of half inputs"),
+        (rounded, "as exact as float32"),
+        (always_single, "float64 must stay"),
+    ],
+)
+def test_an_imprecise_loss_is_told_what_is_wrong(loss, words):
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(AssertionError, match=words):
+        testing.check_precision(loss, *torch.randn(2, 8, 16, generator=generator, dtype=torch.float64))
+
+
+def rank_one_fails(rank: int, word: str) -> None:
+    if rank == 1:
+        raise ValueError(word)
+
+
+def test_what_one_of_two_processes_raises_is_raised():
+    with pytest.raises(Exception, match="ValueError: trouble"):
+        testing.in_two_processes(rank_one_fails, "trouble")

@@ -20,7 +20,7 @@ from sslkit import plugins
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo
 from sslkit.momentum import slow_copy
-from sslkit.testing import TinyBackbone, check_augmentation, check_method
+from sslkit.testing import TinyBackbone, check_augmentation, check_method, in_two_processes, steps_on
 
 IMAGES, LARGE, SMALL = 6, 2, 3
 SWAV = {"prototypes": 12, "hidden": 32, "dim": 16, "queue_length": 0, "freeze_prototypes": 0}
@@ -281,12 +281,12 @@ def test_code_health():
 
 @pytest.mark.parametrize("large", [1, 3])
 def test_swav_needs_two_large_views(large):
-    with pytest.raises(UserError, match=r"swav needs two full-size views.*augment\.views=2"):
+    with pytest.raises(UserError, match=r"SwAV needs 2 views.*augment\.views=2"):
         make(SwAV)(make_batch(large=large))
 
 
 def test_dino_needs_two_large_views():
-    with pytest.raises(UserError, match=r"dino needs two full-size views.*augment\.views=2"):
+    with pytest.raises(UserError, match=r"DINO needs 2 views.*augment\.views=2"):
         make(DINO)(make_batch(large=1))
 
 
@@ -361,14 +361,8 @@ def test_a_few_steps_bring_crops_of_an_image_together(method_class, figure):
     images = torch.rand(16, 3, 1, 1) * 4 - 2
     crops = [images.repeat(n, 1, size, size) + torch.randn(16 * n, 3, size, size) for n, size in ((2, 32), (3, 16))]
     batch = Batch(crops, torch.arange(16))
-    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 3e-3)
-    first = method(batch)
-    for step in range(60):
-        optimizer.zero_grad()
-        out = method(batch)
-        out["loss"].backward()
-        optimizer.step()
-        method.after_step(step / 60)
+    optimizer = torch.optim.Adam(method.parameters(), 3e-3)
+    first, out = steps_on(batch, method, optimizer, 60)
     if method_class is SwAV:
         assert out["loss"] < 0.7 * first["loss"]
         assert out[figure] > 0.8
@@ -420,16 +414,13 @@ BOTH = ((SwAV, SWAV | {"queue_length": 12, "queue_start": 0}), (DINO, DINO_))
 
 
 def in_two(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     share = slice(4 * rank, 4 * rank + 4)
     torch.save([steps(double_method(*each), share, 2) for each in BOTH], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_processes_do_as_one(tmp_path):
     """Losses, gradients, queues and centre."""
-    torch.multiprocessing.spawn(in_two, (str(tmp_path),), nprocs=2)
+    in_two_processes(in_two, str(tmp_path))
     alone = [steps(double_method(*each), slice(0, 8), 1) for each in BOTH]
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-5, atol=1e-7)
