@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sslkit import plugins, testing
 from sslkit.config import Config as Settings
 from sslkit.data import CIFAR10, pack
+from sslkit.errors import UserError
+from sslkit.evaluators import Evaluator
 from sslkit.losses import full_precision
 from sslkit.methods import Method
 
@@ -254,25 +256,33 @@ def test_a_broken_augmentation_is_told_what_is_wrong():
         testing.check_augmentation(Careless)
 
 
-class Guess:
+class Guess(Evaluator):
     """Guesses the first class."""
 
-    class Config(Settings):
-        pass
-
     protocol = "always class 0"
-
-    def __init__(self, config: Any) -> None:
-        pass
 
     def __call__(self, subject: Any) -> dict[str, Any]:
         return {"top1": (subject.features.test_y == 0).float().mean()}
 
 
 def test_a_broken_evaluator_is_told_what_is_wrong():
-    pytest.importorskip("sslkit.evaluators.base")
     with pytest.raises(AssertionError, match="plain finite number"):
         testing.check_evaluator(Guess)
+
+
+class Peeks(Evaluator):
+    """Says that it needs no labels, and looks at them."""
+
+    protocol = "the number of labelled images"
+    needs_labels = False
+
+    def __call__(self, subject: Any) -> dict[str, float]:
+        return {"labelled": len(subject.features.test_y)}
+
+
+def test_an_evaluator_that_needs_no_labels_is_given_none():
+    with pytest.raises(UserError, match="no labels to evaluate with"):
+        testing.check_evaluator(Peeks)
 
 
 def test_a_broken_dataset_is_told_what_is_wrong():

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from sslkit.evaluation import is_accuracy
-from sslkit.evaluators.base import Features, Subject
+from sslkit.evaluators.base import Evaluator, Features, Subject
 from sslkit.testing.contract import checked_settings, expect, seeded
-from sslkit.testing.examples import example_subject
+from sslkit.testing.examples import example_subject, unlabelled_subject
 
 
-def check_evaluator(evaluator_class: type, **options: Any) -> None:
+def check_evaluator(evaluator_class: type[Evaluator], **options: Any) -> None:
     """Check an evaluator on three classes whose features and colours lie far apart: plain figures, the same each time.
 
-    It is given a whole `Subject`: images, TinyBackbone, a projection head, a folder for pictures.
+    It is given a whole `Subject`: images, TinyBackbone, a projection head, a folder for pictures; and where it needs
+    no labels, one without.
     """
+    expect(issubclass(evaluator_class, Evaluator), "an evaluator is a subclass of sslkit.evaluators.Evaluator")
     config = checked_settings(evaluator_class, options)
     with seeded(0), tempfile.TemporaryDirectory() as folder:
         subject = example_subject(Path(folder))
@@ -31,6 +33,8 @@ def check_evaluator(evaluator_class: type, **options: Any) -> None:
         untouched = torch.equal(state, torch.get_rng_state())
         again = evaluator_class(config)(subject)
         _check_attached(subject, Path(folder))
+        if not evaluator_class.needs_labels:
+            _check_figures(evaluator_class(config)(unlabelled_subject(Path(folder))))
     expect(untouched, "an evaluator must draw from its own torch.Generator: the run's random numbers go on after it")
     _check_figures(results)
     first, second = (_repeatable(evaluator_class, figures) for figures in (results, again))

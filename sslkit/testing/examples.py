@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.data import ArrayImages, pack
+from sslkit.data import ArrayImages, Store, pack
 from sslkit.evaluators.base import Features, Subject
 
 IMAGES = 8
@@ -46,13 +46,25 @@ def example_subject(folder: Path) -> Subject:
 
         features = _clusters()
 
-    stores = [
-        pack(_coloured(role, labels), folder / f"{role}.beton", size=24, mode="raw", workers=1)
-        for role, labels in (("train", Example.features.train_y), ("test", Example.features.test_y))
-    ]
-    return Example(
+    train, test = (
+        _coloured("train", Example.features.train_y, folder),
+        _coloured("test", Example.features.test_y, folder),
+    )
+    return _before(Example, train, test, folder)
+
+
+def unlabelled_subject(folder: Path) -> Subject:
+    """The same before images whose colours nobody named."""
+    store = _coloured("pretrain", torch.arange(30) % 3, folder)
+    store.labels = None
+    return _before(Subject, store, store, folder)
+
+
+def _before(kind: type[Subject], train: Store, test: Store, folder: Path) -> Subject:
+    return kind(
         TinyBackbone(),
-        *stores,
+        train,
+        test,
         image_size=24,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
@@ -63,10 +75,11 @@ def example_subject(folder: Path) -> Subject:
     )
 
 
-def _coloured(role: str, labels: Tensor) -> ArrayImages:
+def _coloured(role: str, labels: Tensor, folder: Path) -> Store:
     noise = np.random.default_rng(len(labels)).integers(0, 100, (len(labels), 24, 24, 3))
     pixels = (noise + 150 * np.eye(3, dtype=np.int64)[labels][:, None, None]).astype(np.uint8)
-    return ArrayImages(lambda: (pixels, labels.numpy()), role, ("red", "green", "blue"))
+    images = ArrayImages(lambda: (pixels, labels.numpy()), role, ("red", "green", "blue"))
+    return pack(images, folder / f"{role}.beton", size=24, mode="raw", workers=1)
 
 
 def _clusters() -> Features:
