@@ -13,6 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+SPREAD = {"test_matrix.py", "test_learning.py"}
+"""Files of long tests that share nothing, which any worker may take; the tests of other files stay on one."""
+
+
+@pytest.hookimpl(tryfirst=True)  # Before xdist reads the groups.
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Packed data sets of the tests stay away from the user's, and are packed once a session."""
