@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sslkit.losses import full_precision
+
 TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 """Rows X, Y, Z of linear sRGB (ITU-R BT.709 primaries)."""
 WHITE = (0.95047, 1.0, 1.08883)
@@ -20,8 +22,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     rgb: in 0..1; what lies outside is clipped. Returns L in 0..100, a in -86.2..98.3 and b in -107.9..94.5.
     Equal to scikit-image's `rgb2lab`. Computed in float32 under autocast; float64 stays.
     """
-    rgb = rgb if rgb.dtype == torch.float64 else rgb.float()
-    rgb = rgb.clamp(0, 1)
+    rgb = full_precision(rgb).clamp(0, 1)
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     # Products with Python numbers: a matrix product would round to TF32, and a tensor of them wait for the device.
     r, g, b = linear.unbind(-3)

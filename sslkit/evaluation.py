@@ -34,13 +34,16 @@ def evaluate(
     """One record an evaluator, as evaluations.jsonl keeps it. Features are extracted once and shared.
 
     `about`: what `Subject` may be told besides: initial, head, folder, cache.
+    Where there are no labels, evaluators that need none judge before the images of pre-training. Raises UserError,
+    before anything is measured, where another is asked for.
     """
+    evaluators = list(evaluators)
     if stores.train is None or stores.test is None:
-        raise UserError("there are no labels to evaluate with; name labelled images with eval_data=")
+        _refuse_those_that_need_labels(evaluators)
     subject = Subject(
         backbone,
-        stores.train,
-        stores.test,
+        stores.train or stores.pretrain,
+        stores.test or stores.pretrain,
         image_size=stores.image_size,
         mean=stores.mean,
         std=stores.std,
@@ -50,6 +53,15 @@ def evaluate(
     )
     for choice in evaluators:
         yield _measure(subject, choice, stores)
+
+
+def _refuse_those_that_need_labels(evaluators: list[Choice]) -> None:
+    names = [e.name for e in evaluators if plugins.find("evaluators", e.name).needs_labels]
+    if names:
+        raise UserError(
+            f"there are no labels to evaluate with, which {' and '.join(names)} cannot do without; "
+            "name labelled images with eval_data="
+        )
 
 
 def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, Any]:
@@ -62,7 +74,7 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
         "protocol": evaluator.protocol,
         "settings": choice.options.model_dump(mode="json"),
         "data": stores.protocol,
-        "split": "test",
+        "split": "pretrain" if stores.test is None else "test",
         "n_train": len(subject.train),
         "n_test": len(subject.test),
         "seed": subject.seed,

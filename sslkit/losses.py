@@ -117,7 +117,7 @@ def pair_logits(
 
 def _both(z0: Tensor, z1: Tensor, normalize: bool) -> Tensor:
     _check_pair(z0, z1)
-    z = _full_precision(torch.cat([z0, z1]))
+    z = full_precision(torch.cat([z0, z1]))
     return _unit(z) if normalize else z
 
 
@@ -259,11 +259,15 @@ def byol(prediction: Tensor, target: Tensor) -> Tensor:
         return difference.square().sum(1).mean()
 
 
+# --- common ---
+
+
 def _unit(z: Tensor) -> Tensor:
-    return F.normalize(_full_precision(z), dim=1, eps=EPSILON)
+    return F.normalize(full_precision(z), dim=1, eps=EPSILON)
 
 
-def _full_precision(z: Tensor) -> Tensor:
+def full_precision(z: Tensor) -> Tensor:
+    """The same numbers in float32, as losses are computed under autocast; float64 stays."""
     return z if z.dtype == torch.float64 else z.float()
 
 

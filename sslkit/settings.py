@@ -13,6 +13,8 @@ from sslkit.errors import UserError
 
 SECTIONS = {"method": "methods", "backbone": "backbones", "data": "datasets", "augment": "augmentations"}
 """Run keys that name a component -> the kind of component; `eval_data` and `evaluators` follow below."""
+TEXT = (*SECTIONS, "eval_data", "out")
+"""Run keys whose values are names and paths, even where YAML reads a number in them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ def _bullet(line: str) -> str:
 
 
 def parse_words(words: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
-    """`key=value` words to dotted keys; values are read as YAML, so lists, numbers, true and null work."""
+    """`key=value` words to dotted keys; values are read as YAML, so lists, numbers, true and null work.
+
+    Names and paths stay as they are written: out=1, data=007.
+    """
     tree: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -60,7 +65,8 @@ def parse_words(words: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
 
 def _parse_value(key: str, text: str, mistakes: Mistakes) -> Any:
     try:
-        return yaml.safe_load(text) if text else None
+        value = yaml.safe_load(text) if text else None
+        return value if key not in TEXT or isinstance(value, str | list | Mapping | None) else text
     except yaml.YAMLError:
         mistakes.add(key, f"{text!r} is not a value; quote it, as in {key}='\"...\"'")
         return None

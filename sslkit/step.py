@@ -1,13 +1,14 @@
 """One optimizer step: views, forward, backward and update, with the batch in one piece or in micro-batches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from sslkit import distributed
 from sslkit.data.loaders import RawBatch
@@ -84,9 +85,8 @@ def _backward(pieces: _Pieces, share: float, last: bool) -> Scalars:
     parts = pieces.parts
     if len(pieces) > 1 and couples_images(parts.method):
         return _backward_twice(pieces, share)
-    alone = nullcontext() if last or parts.trained is parts.method else parts.trained.no_sync()  # type: ignore[operator]
     sums: Scalars = {}
-    with alone:
+    with nullcontext() if last else _alone(parts.trained):
         for piece in range(len(pieces)):
             batch = pieces[piece]
             with parts.execution.context(parts.device):
@@ -95,6 +95,11 @@ def _backward(pieces: _Pieces, share: float, last: bool) -> Scalars:
             for name, value in out.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / len(pieces)
     return sums
+
+
+def _alone(trained: nn.Module) -> AbstractContextManager[None]:
+    """Backward passes inside leave other processes' gradients out."""
+    return trained.no_sync() if isinstance(trained, DistributedDataParallel) else nullcontext()
 
 
 def couples_images(method: Method) -> bool:

@@ -10,11 +10,11 @@ from sslkit.config import Choice
 from sslkit.methods import Method, RunInfo
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "simclr": {"dim": 16},
+    "simclr": {"hidden": 32, "dim": 16},
     "byol": {"hidden": 32, "dim": 16},
-    "mocov2": {"dim": 16, "queue": 20},
+    "mocov2": {"hidden": 32, "dim": 16, "queue": 20},
     "pirl": {"negatives": 12},
-    "jigsaw": {"permutations": 10},
+    "jigsaw": {"permutations": 10, "dim": 16, "hidden": 32},
     "barlowtwins": {"hidden": 32, "dim": 16},
     "vicreg": {"hidden": 32, "dim": 16},
     "simsiam": {"hidden": 32, "dim": 32},
@@ -27,6 +27,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 NEEDS = {"mae": "vit_tiny"}
 """Methods that take one kind of backbone only."""
+
+FEW_CROPS: dict[str, dict[str, Any]] = {name: {"name": name, "local_views": 2} for name in ("swav", "dino")}
+"""View recipes with fewer crops than their methods' own."""
 
 
 class PlainBackbone(nn.Sequential):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sslkit import plugins
-from sslkit.backbones import BackboneConfig, create_backbone, load_backbone, load_weights, save_backbone
+from sslkit.backbones import BackboneConfig, create_backbone, load_backbone, load_weights, save_backbone, takes
 from sslkit.backbones.stems import dry_run, reductions, total_stride
 from sslkit.config import Choice
 from sslkit.errors import UserError
@@ -239,13 +239,12 @@ def registered():
     class MyConfig(BackboneConfig):
         channels: int = 5
 
+    @takes(MyConfig)
     def tiny(config):
         return Tiny(config.channels)
 
     def flat(config):
         return Tiny(4, flat=False)
-
-    tiny.Config = MyConfig
 
     @hookimpl
     def register_backbones(register):

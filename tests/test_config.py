@@ -138,3 +138,13 @@ def test_wrong_values_of_the_command_line_are_told_by_their_word():
 def test_what_the_command_line_needs_first_imports_neither_torch_nor_pydantic(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'pydantic'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["1", "007", "1.10", "2024-01-01", "yes"])
+def test_names_and_paths_stay_as_they_are_written(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    config = resolve([f"out={name}", f"data={name}"], new=False).config
+    assert str(config.out) == name
+    assert config.data.options.root == tmp_path / name
+    assert resolve(["out=null", "epochs=010"]).config.out is None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from sslkit import plugins, testing
 from sslkit.config import Config as Settings
 from sslkit.data import CIFAR10, pack
+from sslkit.errors import UserError
+from sslkit.evaluators import Evaluator
+from sslkit.losses import full_precision
 from sslkit.methods import Method
 
 
@@ -123,7 +126,7 @@ class Silent(Good):
 class Misadvised(Good):
     """A recommended setting that no run has."""
 
-    defaults = {"optimizer.speed": 1}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"optimizer.speed": 1}
 
 
 class Unused(Good):
@@ -253,25 +256,33 @@ def test_a_broken_augmentation_is_told_what_is_wrong():
         testing.check_augmentation(Careless)
 
 
-class Guess:
+class Guess(Evaluator):
     """Guesses the first class."""
 
-    class Config(Settings):
-        pass
-
     protocol = "always class 0"
-
-    def __init__(self, config: Any) -> None:
-        pass
 
     def __call__(self, subject: Any) -> dict[str, Any]:
         return {"top1": (subject.features.test_y == 0).float().mean()}
 
 
 def test_a_broken_evaluator_is_told_what_is_wrong():
-    pytest.importorskip("sslkit.evaluators.base")
     with pytest.raises(AssertionError, match="plain finite number"):
         testing.check_evaluator(Guess)
+
+
+class Peeks(Evaluator):
+    """Says that it needs no labels, and looks at them."""
+
+    protocol = "the number of labelled images"
+    needs_labels = False
+
+    def __call__(self, subject: Any) -> dict[str, float]:
+        return {"labelled": len(subject.features.test_y)}
+
+
+def test_an_evaluator_that_needs_no_labels_is_given_none():
+    with pytest.raises(UserError, match="no labels to evaluate with"):
+        testing.check_evaluator(Peeks)
 
 
 def test_a_broken_dataset_is_told_what_is_wrong():
@@ -287,3 +298,40 @@ def test_a_broken_dataset_is_told_what_is_wrong():
 
     with pytest.raises(AssertionError, match="must be labelled"):
         testing.check_dataset(Unlabelled, n_train=5, n_test=5)
+
+
+def exact_only(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T).mean()
+
+
+def rounded(a: Tensor, b: Tensor) -> Tensor:
+    return full_precision(a @ b.T).square().mean()
+
+
+def always_single(a: Tensor, b: Tensor) -> Tensor:
+    return (a.float() * b.float()).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (exact_only, "under autocast a loss must be float32, not torch.bfloat16"),
+        (lambda a, b: (a * b).mean(), "of half inputs"),
+        (rounded, "as exact as float32"),
+        (always_single, "float64 must stay"),
+    ],
+)
+def test_an_imprecise_loss_is_told_what_is_wrong(loss, words):
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(AssertionError, match=words):
+        testing.check_precision(loss, *torch.randn(2, 8, 16, generator=generator, dtype=torch.float64))
+
+
+def rank_one_fails(rank: int, word: str) -> None:
+    if rank == 1:
+        raise ValueError(word)
+
+
+def test_what_one_of_two_processes_raises_is_raised():
+    with pytest.raises(Exception, match="ValueError: trouble"):
+        testing.in_two_processes(rank_one_fails, "trouble")

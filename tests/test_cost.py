@@ -93,7 +93,10 @@ def test_latency_is_that_of_a_pass_and_a_size_that_does_not_fit_is_left_out():
 
 def test_a_slow_network_is_timed_less_often_though_three_times():
     calls = []
-    once = lambda: calls.append(time.sleep(0.02))  # noqa: E731
+
+    def once():
+        calls.append(time.sleep(0.02))
+
     assert len(timings(once, CPU, warmup=5, repeats=100, seconds=0.01)) == 3
     assert len(calls) == 1 + 3
     assert len(timings(once, CPU, warmup=2, repeats=4, seconds=9)) == 4

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,24 +18,10 @@ from small import backbone_for, make, same, without_batch_norm
 from sslkit import distributed, plugins
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.runs import Run
+from sslkit.testing import in_two_processes
 
 IMAGES, SIZE, STEPS = 8, 32, 3
 INFO = RunInfo(images=4 * IMAGES, classes=4, image_size=SIZE)
-
-
-def spawn(work, *args) -> None:
-    """work(rank, *args) in two processes that share a process group."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_joined, (f"file://{folder}/meeting", work, args), nprocs=2)
-
-
-def _joined(rank: int, meeting: str, work, args) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", meeting, rank=rank, world_size=2)
-    try:
-        work(rank, *args)
-    finally:
-        dist.destroy_process_group()
 
 
 def test_alone_every_exchange_is_the_identity():
@@ -65,7 +50,7 @@ def exchange(rank: int) -> None:
 
 
 def test_exchanges_between_two_processes():
-    spawn(exchange)
+    in_two_processes(exchange)
 
 
 def main_is_first(rank: int, folder: str) -> None:
@@ -78,7 +63,7 @@ def main_is_first(rank: int, folder: str) -> None:
 
 
 def test_the_first_process_goes_first(tmp_path):
-    spawn(main_is_first, str(tmp_path))
+    in_two_processes(main_is_first, str(tmp_path))
 
 
 # --- every method: two processes with half of the batch each, against one with all of it ---
@@ -160,7 +145,7 @@ def together(rank: int, names: list[str], folder: str) -> None:
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    spawn(together, plugins.names("methods"), str(folder))
+    in_two_processes(together, plugins.names("methods"), str(folder))
     return folder
 
 

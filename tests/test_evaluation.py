@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import reports
 import torch
 from safetensors.torch import save_file
 from scipy.stats import binomtest
@@ -15,7 +16,7 @@ from sslkit import checkpoints, evaluation, progress
 from sslkit.config import Choice
 from sslkit.data import ArrayImages, Stores, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import KNN, Evaluator, Linear, Subject, cache
+from sslkit.evaluators import KNN, Evaluator, Subject, cache
 from sslkit.evaluators.base import own_random
 from sslkit.progress import Display
 from sslkit.targets import evaluate_saved
@@ -404,5 +405,20 @@ def test_records_of_a_file_never_mix_with_those_of_a_run(run, sslkit):
 
 def test_an_evaluation_without_labels_is_a_users_mistake(stores):
     bare = Stores(stores.pretrain, None, None, 24, stores.mean, stores.std, "none")
-    with pytest.raises(UserError, match="eval_data="):
-        next(evaluation.evaluate(TinyBackbone(), [Choice(name="linear", options=Linear.Config())], bare, None, 0))
+    choices = [Choice(name=name) for name in ("cost", "linear", "knn")]
+    with pytest.raises(UserError, match="which linear and knn cannot do without; name labelled images with eval_data="):
+        next(evaluation.evaluate(TinyBackbone(), choices, bare, None, 0))
+
+
+def test_cost_needs_no_labels_and_a_folder_may_be_called_a_number(tmp_path, sslkit):
+    for number in range(4):
+        reports.png(tmp_path / f"7/{number}.png", size=(32, 32))
+    once = ["evaluators.cost.batch_sizes=[1]", "evaluators.cost.repeats=1", "evaluators.cost.warmup=1"]
+    done = sslkit("evaluate", "timm:resnet10t", "data=7", "data.image_size=32", "evaluators=[cost]", *once, "out=1")
+    assert done.returncode == 0, done.stderr
+    [kept] = [json.loads(line) for line in (tmp_path / "1/evaluations.jsonl").read_text().splitlines()]
+    assert kept["parameters"] > 1e6
+    assert (kept["split"], kept["n_train"], kept["n_test"]) == ("pretrain", 4, 4)
+    refused = sslkit("evaluate", "timm:resnet10t", "data=7", "data.image_size=32", "evaluators=[cost,knn]")
+    assert refused.returncode == 2
+    assert "which knn cannot do without" in refused.stderr

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import NEEDS, OPTIONS
+from small import FEW_CROPS, NEEDS, OPTIONS
 
 import sslkit as library
 from sslkit import engine, plugins
@@ -23,7 +23,7 @@ def fits(method: str, backbone: str) -> bool:
 CASES = [
     pytest.param(method, backbone, size, marks=[] if (backbone, size) in QUICK else pytest.mark.slow)
     for backbone in BACKBONES
-    for size in (32, 96)
+    for size in (32, 80)
     for method in plugins.names("methods")
     if fits(method, backbone)
 ]
@@ -34,8 +34,9 @@ def test_two_steps_checkpoint_resume_evaluate(method, backbone, size, tmp_path):
     run = library.run(
         method={"name": method, **OPTIONS.get(method, {})},
         backbone=backbone,
-        data={"name": "shapes", "n_train": 8, "n_test": 4, "image_size": size},
-        batch_size=8,
+        augment=FEW_CROPS.get(method, plugins.find("methods", method).augment),
+        data={"name": "shapes", "n_train": 4, "n_test": 2, "image_size": size},
+        batch_size=4,
         epochs=2,
         checkpoint_every=1,
         evaluators=["knn"],

@@ -11,7 +11,7 @@ from sslkit.config import Optimizer
 from sslkit.errors import UserError
 from sslkit.methods import Batch, MoCoV2, RunInfo
 from sslkit.momentum import slow_copy
-from sslkit.testing import TinyBackbone, check_method
+from sslkit.testing import TinyBackbone, check_method, in_two_processes
 
 INFO = RunInfo(images=100, classes=0, image_size=32)
 
@@ -178,13 +178,11 @@ def test_learns_to_find_keys_among_earlier_images():
 # --- two processes ---
 
 
-def test_two_processes_shuffle_keys_and_share_one_queue(tmp_path):
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "store"),), nprocs=2)
+def test_two_processes_shuffle_keys_and_share_one_queue():
+    in_two_processes(_one_of_two)
 
 
-def _one_of_two(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _one_of_two(rank: int) -> None:
     method, views = make(), batch(seed=rank)
     second = views.views.chunk(2)[1]
     torch.manual_seed(rank)  # the permutation must be the first process's nevertheless
@@ -203,4 +201,3 @@ def _one_of_two(rank: int, store: str) -> None:
         both = [torch.empty_like(tensor) for _ in range(2)]
         dist.all_gather(both, tensor)
         assert torch.equal(*both), "both processes must see the same queue and the same loss"
-    dist.destroy_process_group()

@@ -16,7 +16,7 @@ from sslkit.methods.jigsaw import distant_permutations, in_grey, standardised
 from sslkit.methods.patches import gap_size, tile_size, tiles
 from sslkit.methods.rotnet import rotations
 from sslkit.momentum import slow_copy
-from sslkit.testing import TinyBackbone, check_method
+from sslkit.testing import TinyBackbone, check_method, steps_on
 
 INFO = RunInfo(images=100, classes=3, image_size=32)
 SMALL = {"permutations": 6, "dim": 8, "hidden": 16}
@@ -44,13 +44,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def train(method: Method, views: Batch, steps: int, lr: float) -> dict[str, Tensor]:
-    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        out = method(views)
-        out["loss"].backward()
-        optimizer.step()
-    return out
+    return steps_on(views, method, torch.optim.Adam(method.parameters(), lr), steps)[1]
 
 
 # --- RotNet ---

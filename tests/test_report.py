@@ -1,4 +1,4 @@
-"""The report: what it says, what it escapes, and how it behaves in a real browser."""
+"""The report: what it says, and what it escapes."""
 
 import base64
 import hashlib
@@ -16,113 +16,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
+from reports import HOSTILE, embedding, lines, make_run, png, record, rich_run, three_runs
 
 from sslkit.errors import UserError
 from sslkit.report import costs, figures, results, write
 from sslkit.report.read import read_run
 from sslkit.report.views import keep_first_views, sheet
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=http://evil.example/x.png onerror=alert(2)>',
-    "'; </style><b>bold</b> {{ 7*7 }} {% raw %}",
-    "</script><script>alert(3)</script>",
-    "🐈‍⬛ кошка 猫",
-    "x" * 300,
-    "$\\frac{1}{$",
-]
 VOID = {"meta", "link", "img", "input", "br"}
-CHROMIUM = Path("/usr/bin/chromium")
-
-
-def png(path, size=(40, 30), colour=(200, 30, 30)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
-def record(epoch, value, evaluator="linear", **more):
-    return {
-        "epoch": epoch, "step": 10 * epoch, "during_run": True, "evaluator": evaluator, "protocol": "how",
-        "data": "photos: train 80 -> test 20", "n_train": 80, "n_test": 20, "seed": 0, "seconds": 1.0, "top1": value,
-        "top1_low": value - 0.1, "top1_high": value + 0.1, "top5": 1.0,
-    } | more  # fmt: skip
-
-
-def make_run(path, accuracies=(0.2, 0.9, 0.8), method="simclr", backbone="resnet18", seconds=60.0, evaluations=()):
-    """A run directory as the engine leaves it, without training."""
-    path.mkdir(parents=True)
-    epochs = len(accuracies) - 1
-    config = {
-        "method": {"name": method, "temperature": 0.5},
-        "backbone": {"name": backbone},
-        "data": {"name": "folder", "root": "photos/"},
-        "augment": {"name": "simclr"},
-        "evaluators": [{"name": "linear"}],
-        "epochs": epochs,
-        "seed": 3,
-    }
-    (path / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
-    environment = {
-        "command": "__main__.py run method=simclr",
-        "python": "3.11",
-        "versions": {"torch": "2.11"},
-        "origins": {"epochs": "command line"},
-        "derived": {"parameters": 1234567, "skipped": 1, "kwh": 0.25, "skipped_images": [["a.jpg", "truncated"]]},
-    }
-    (path / "environment.json").write_text(json.dumps(environment))
-    metrics = [
-        {"step": 10 * e, "epoch": e, "seconds": seconds * e / epochs, "loss": 5.0 / e, "lr": 0.1, "temperature": 1.0}
-        for e in range(1, epochs + 1)
-    ]
-    lines(path / "metrics.jsonl", metrics)
-    lines(path / "evaluations.jsonl", [*(record(e, a) for e, a in enumerate(accuracies)), *evaluations])
-    return path
-
-
-def lines(path, records):
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-
-
-def embedding(folder, classes, n=12):
-    """An embedding.json with a sprite whose thumbnails have a colour each."""
-    folder.mkdir(parents=True)
-    angle = np.linspace(0, 2 * np.pi, n, endpoint=False)
-    points = np.stack([np.cos(angle), np.sin(angle)], 1).tolist()
-    sprite = Image.new("RGB", (4 * 32, 3 * 32))
-    for i in range(n):
-        sprite.paste((20 * i, 255 - 20 * i, 128), (i % 4 * 32, i // 4 * 32, i % 4 * 32 + 32, i // 4 * 32 + 32))
-    sprite.save(folder / "embedding-sprite.jpg")
-    data = {
-        "tsne": points, "pca": points[::-1], "labels": [i % len(classes) for i in range(n)], "classes": classes,
-        "sprite": {"file": "embedding-sprite.jpg", "size": 32, "columns": 4},
-    }  # fmt: skip
-    (folder / "embedding.json").write_text(json.dumps(data))
 
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory):
-    """A run with everything in it, whose every name is hostile."""
-    path = tmp_path_factory.mktemp("rich") / '<b>run</b> & "1"'
-    files = [
-        {"path": "figures/embedding/embedding.json", "alt": HOSTILE[1]},
-        {"path": "figures/embedding/embedding-sprite.jpg", "alt": "thumbnails"},
-        {"path": f"figures/{HOSTILE[4]}.png", "alt": HOSTILE[0]},
-        {"path": "figures/table.csv", "alt": HOSTILE[3]},
-    ]
-    extra = record(2, 0.7, evaluator=HOSTILE[0], protocol=HOSTILE[2], files=files, notes=HOSTILE)
-    make_run(path, method=HOSTILE[1], backbone=HOSTILE[5], evaluations=[extra])
-    embedding(path / "figures/embedding", HOSTILE)
-    png(path / f"figures/{HOSTILE[4]}.png")
-    png(path / "figures/views.png")
-    (path / "figures/table.csv").write_text(f'{HOSTILE[0]},b\n2,"{HOSTILE[3]}"\n10,z\n')
-    environment = json.loads((path / "environment.json").read_text())
-    environment["derived"]["skipped_images"] = [[name, name] for name in HOSTILE]
-    environment["command"] = f"sslkit run data='{HOSTILE[3]}'"
-    (path / "environment.json").write_text(json.dumps(environment))
-    write([path])
-    return path
+    return rich_run(tmp_path_factory.mktemp("rich"))
 
 
 class Page(HTMLParser):
@@ -385,14 +292,6 @@ def test_the_sheet_is_of_the_first_batch_and_is_kept(tmp_path):
     assert set(np.unique(np.asarray(Image.open(tmp_path / "figures/views.png")))) == {10, 128}
 
 
-def three_runs(folder):
-    return [
-        make_run(folder / "a", (0.2, 0.6), method="byol", seconds=50),
-        make_run(folder / "b", (0.2, 0.7), method="simclr", seconds=80),
-        make_run(folder / "c", (0.2, 0.5), method="simclr", backbone="squeezenet", seconds=100),
-    ]
-
-
 def test_several_runs_are_compared(tmp_path, monkeypatch):
     runs = three_runs(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -463,164 +362,3 @@ def test_a_run_ends_with_its_report_unless_told_not_to(tmp_path):
     assert not (without.path / "figures").exists()
     same = [(d.path / "metrics.jsonl").read_text().splitlines()[-1] for d in (done, without)]
     assert json.loads(same[0])["loss"] == json.loads(same[1])["loss"]
-
-
-# --- in a browser ---
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"needs {CHROMIUM}")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a page; afterwards nothing may have been complained of or asked for."""
-    contexts, complaints, requests = [], [], []
-
-    def call(path, width=1440, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(Path(path).as_uri())
-        return page
-
-    yield call
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert sum(url.startswith("file:") for url in requests) == len(contexts)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
-def test_the_page_fits_a_phone_and_a_desk(rich, visit, width, scheme):
-    page = visit(rich / "report.html", width, scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.title() == f"{rich.name} – sslkit report"
-
-
-def brightness(colour):
-    return sum(map(int, re.findall(r"\d+", colour)[:3]))
-
-
-def test_dark_mode_changes_colours_and_print_goes_back_to_white(rich, visit):
-    read = "getComputedStyle(document.querySelector(%r)).%s"
-    seen = {}
-    for scheme in ("light", "dark"):
-        page = visit(rich / "report.html", scheme=scheme)
-        seen[scheme] = [page.evaluate(read % where) for where in [("html", "backgroundColor"), (".plot text", "fill")]]
-    assert brightness(seen["light"][0]) > 700 > 100 > brightness(seen["dark"][0])
-    assert brightness(seen["light"][1]) < 150 < 600 < brightness(seen["dark"][1])
-    page.emulate_media(media="print")
-    assert brightness(page.evaluate(read % ("html", "backgroundColor"))) == 765
-    assert page.evaluate(read % ("nav", "display")) == "none"
-
-
-def column(page, number):
-    return page.locator(f"#table tbody tr > :nth-child({number})").all_inner_texts()
-
-
-def test_tables_sort_by_click_and_by_keyboard(tmp_path, visit):
-    runs = three_runs(tmp_path)
-    lines(runs[2] / "evaluations.jsonl", [])
-    page = visit(write(runs, tmp_path / "out.html"))
-    heading = page.locator("#table th", has_text="last epoch")
-    heading.locator("button").click()
-    assert heading.get_attribute("aria-sort") == "ascending"
-    assert column(page, 2) == ["a", "b", "c"]
-    heading.locator("button").press("Enter")
-    assert heading.get_attribute("aria-sort") == "descending"
-    # What has no figure stays last, whichever way.
-    assert column(page, 2) == ["b", "a", "c"]
-    name = page.locator("#table th", has_text="run").first
-    name.locator("button").focus()
-    page.keyboard.press("Space")
-    page.keyboard.press("Space")
-    assert column(page, 2) == ["c", "b", "a"]
-    assert heading.get_attribute("aria-sort") == "none"
-
-
-def test_charts_are_read_by_pointer_and_by_keyboard(tmp_path, visit):
-    page = visit(write([make_run(tmp_path / "run", (0.2, 0.9, 0.8))]))
-    chart = page.locator(".chart").first
-    plot, reading = chart.locator(".plot"), chart.locator(".reading")
-    box = plot.bounding_box()
-    plot.hover(position={"x": box["width"] - 5, "y": box["height"] / 2})
-    assert reading.inner_text() == "linear top-1, epoch 2: 80.0 %"
-    page.mouse.move(0, 0)
-    assert reading.inner_text() == ""
-    plot.focus()
-    said = []
-    for key in ("ArrowRight", "ArrowRight", "End", "Escape"):
-        page.keyboard.press(key)
-        said.append(reading.inner_text())
-    assert said == [
-        "linear top-1, epoch 0: 20.0 %",
-        "linear top-1, epoch 1: 90.0 %",
-        "linear top-1, epoch 2: 80.0 %",
-        "",
-    ]
-
-
-def test_the_embedding_shows_thumbnails_and_reaches_every_point_by_keyboard(rich, visit):
-    page = visit(rich / "report.html")
-    stage, tip = page.locator(".stage"), page.locator(".tip")
-    reading = page.locator(".explorer .reading")
-    assert tip.is_hidden()
-    box = stage.bounding_box()
-    # The first point of t-SNE lies rightmost, in the middle.
-    stage.hover(position={"x": 0.96 * box["width"], "y": 0.5 * box["height"]})
-    assert reading.inner_text() == f"{HOSTILE[0]}, image 1 of 12"
-    assert tip.locator(".what").inner_text() == HOSTILE[0]
-    assert "data:image/jpeg" in tip.locator(".thumb").evaluate("e => getComputedStyle(e).backgroundImage")
-    assert tip.locator(".thumb").evaluate("e => e.style.backgroundPosition") == "0px 0px"
-    # The fourth has the largest y, and lies on top.
-    stage.hover(position={"x": 0.5 * box["width"], "y": 0.04 * box["height"]})
-    assert reading.inner_text() == f"{HOSTILE[3]}, image 4 of 12"
-    page.locator("select.map").select_option("pca")
-    assert tip.is_hidden()
-    stage.focus()
-    reached = set()
-    page.keyboard.press("Home")
-    for key in [k for k in ("ArrowLeft", "ArrowDown", "ArrowRight", "ArrowUp") for _ in range(12)] * 2:
-        page.keyboard.press(key)
-        reached.add(int(re.search(r"image (\d+) of", reading.inner_text())[1]))
-    assert reached == set(range(1, 13))
-    page.locator("select.class").select_option("4")
-    stage.focus()
-    page.keyboard.press("End")
-    assert reading.inner_text() == f"{HOSTILE[4]}, image 12 of 12"
-
-
-def test_defaults_are_shown_on_request(tmp_path, visit):
-    page = visit(write([make_run(tmp_path / "run")]))
-    default = page.locator("#settings tr", has_text="method.temperature")
-    assert default.is_hidden()
-    assert page.locator("#settings tr", has_text="epochs").is_visible()
-    page.locator("input.defaults").check()
-    assert default.is_visible()
-    page.locator("input.defaults").uncheck()
-    page.emulate_media(media="print")
-    assert default.is_visible()
-
-
-def test_without_scripts_everything_can_still_be_read(tmp_path, browser):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(write([make_run(tmp_path / "run")]).as_uri())
-    assert page.locator("#settings tr", has_text="method.temperature").is_visible()
-    assert page.locator(".plot svg").first.is_visible()
-    context.close()

@@ -10,7 +10,7 @@ from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo, SimCLR
 from sslkit.momentum import slow_copy
 from sslkit.resolve import resolve
-from sslkit.testing import TinyBackbone, check_method
+from sslkit.testing import TinyBackbone, check_method, steps_on
 
 LOSSES = {
     "nt_xent": ({"temperature": 0.2}, lambda *z: losses.nt_xent(*z, 0.2)),
@@ -119,12 +119,7 @@ def test_each_loss_learns_to_tell_a_batch_apart(name):
     method, views = make(**LOSSES[name][0]), batch()
     images = views.views.chunk(2)[0]
     views.crops[0] = torch.cat([images, images + 1.5 * torch.randn_like(images)])
-    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 0.01)
-    first = method(views)
-    for _ in range(30):
-        optimizer.zero_grad()
-        out = method(views)
-        out["loss"].backward()
-        optimizer.step()
+    optimizer = torch.optim.Adam(method.parameters(), 0.01)
+    first, out = steps_on(views, method, optimizer, 30)
     assert out["loss"] < first["loss"]
     assert out["contrastive_accuracy"] > max(0.8, first["contrastive_accuracy"])

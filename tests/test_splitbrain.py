@@ -13,7 +13,7 @@ from sslkit.config import Choice
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo, SplitBrain
 from sslkit.methods.splitbrain import Predictor, classified, rebalancing, shares
-from sslkit.testing import TinyBackbone, check_backbone, check_method
+from sslkit.testing import TinyBackbone, check_backbone, check_method, steps_on
 
 MEAN, STD = (0.1, 0.5, 0.4), (0.2, 0.3, 0.25)
 INFO = RunInfo(images=100, classes=0, image_size=32, mean=MEAN, std=STD)
@@ -230,13 +230,7 @@ def test_a_new_method_guesses():
 
 def test_it_learns_to_paint_its_batch():
     method = make(rebalance=True)
-    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        out = method(batch())
-        out["loss"].backward()
-        optimizer.step()
-        method.after_step(0)
+    _, out = steps_on(batch(), method, torch.optim.Adam(method.parameters(), 0.02), 60)
     assert out["colour_accuracy"] > 0.8
     assert out["lightness_accuracy"] > 0.5
 

@@ -12,9 +12,9 @@ from sslkit.lazy import lazy_names
 if TYPE_CHECKING:
     from sslkit.backbones.build import create_backbone
     from sslkit.backbones.files import load_backbone, load_weights, save_backbone
-    from sslkit.backbones.settings import BackboneConfig
+    from sslkit.backbones.settings import BackboneConfig, takes
 
-__all__ = ["BackboneConfig", "create_backbone", "load_backbone", "load_weights", "save_backbone"]
+__all__ = ["BackboneConfig", "create_backbone", "load_backbone", "load_weights", "save_backbone", "takes"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -24,6 +24,7 @@ __getattr__ = lazy_names(
         "load_backbone": "sslkit.backbones.files",
         "load_weights": "sslkit.backbones.files",
         "save_backbone": "sslkit.backbones.files",
+        "takes": "sslkit.backbones.settings",
     },
 )
 

@@ -1,10 +1,12 @@
-"""What can be set of any backbone."""
+"""What can be set of any backbone, and how a factory says that it takes other settings."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from sslkit.config import Config
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 class BackboneConfig(Config):
@@ -18,3 +20,13 @@ class BackboneConfig(Config):
     def check(self) -> Iterable[str]:
         if self.pretrained is not None and not self.pretrained.expanduser().is_file():
             yield f"pretrained={self.pretrained} is not a file; give the path of a .safetensors file"
+
+
+def takes(config: type[Config]) -> Callable[[Factory], Factory]:
+    """Decorator for a backbone's factory, a plain function, that has settings of its own: they become its `Config`."""
+
+    def with_config(factory: Factory) -> Factory:
+        vars(factory)["Config"] = config
+        return factory
+
+    return with_config

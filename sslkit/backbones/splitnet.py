@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslkit import plugins
 from sslkit.backbones.build import create_backbone
-from sslkit.backbones.settings import BackboneConfig
+from sslkit.backbones.settings import BackboneConfig, takes
 from sslkit.colour import AB_LIMIT, rgb_to_lab
 from sslkit.config import config_class
 from sslkit.errors import UserError
@@ -62,6 +62,7 @@ class SplitConfig(BackboneConfig):
     model_config = ConfigDict(extra="allow")
 
 
+@takes(SplitConfig)
 def splitbrain(name: str, config: SplitConfig, image_size: int = 224) -> nn.Module:
     """Two of any backbone, for lightness and for colour: splitbrain:resnet18 (Zhang et al. 2017).
 
@@ -73,9 +74,6 @@ def splitbrain(name: str, config: SplitConfig, image_size: int = 224) -> nn.Modu
     # A backbone with settings of its own may have no stem to choose.
     own = {key: value for key, value in options.items() if key in known or key != "stem"}
     return SplitNet(create_backbone(name, image_size, **own))
-
-
-splitbrain.Config = SplitConfig  # type: ignore[attr-defined]
 
 
 def _narrowed(net: nn.Module, channels: int) -> nn.Module:

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from sslkit.backbones.settings import BackboneConfig
+from sslkit.backbones.settings import BackboneConfig, takes
 
 
 class ViTConfig(BackboneConfig):
@@ -31,6 +31,7 @@ class ViTConfig(BackboneConfig):
         return self
 
 
+@takes(ViTConfig)
 def vit(config: ViTConfig, image_size: int = 224) -> nn.Module:
     """Vision transformer of timm with a class token, for any image size (Dosovitskiy et al. 2021).
 
@@ -52,6 +53,3 @@ def vit(config: ViTConfig, image_size: int = 224) -> nn.Module:
         dynamic_img_size=True,
         dynamic_img_pad=True,
     )
-
-
-vit.Config = ViTConfig  # type: ignore[attr-defined]

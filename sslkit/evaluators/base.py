@@ -219,6 +219,8 @@ class Evaluator:
     class Config(Config):
         """What `evaluators.<name>.<field>=` accepts."""
 
+    needs_labels: ClassVar[bool] = True
+    """Whether it judges by the labels of the subject's images; without, it also runs on unlabelled ones."""
     varies: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of figures that are not the same each time, such as seconds."""
 

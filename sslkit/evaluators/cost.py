@@ -36,6 +36,7 @@ class Cost(Evaluator):
         """Time for each batch size: a slow network is timed less often, though at least three times."""
 
     config: Config
+    needs_labels: ClassVar[bool] = False
     varies: ClassVar[tuple[str, ...]] = ("latency_ms", "images_per_second")
     """Beginnings of the names of figures that are times, and so never twice the same."""
 

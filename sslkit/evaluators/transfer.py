@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -54,6 +54,7 @@ class Transfer(Evaluator):
                     yield str(error)
 
     config: Config
+    needs_labels: ClassVar[bool] = False
 
     @property
     def protocol(self) -> str:

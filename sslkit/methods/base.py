@@ -1,12 +1,13 @@
 """The contract of a method: a module whose `forward` turns a batch of views into a loss."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from sslkit.config import Choice, Config
 from sslkit.distributed import gather
+from sslkit.errors import UserError
 
 Triple = tuple[float, float, float]
 
@@ -74,12 +75,15 @@ class Method(nn.Module):
     """Parts (attribute names) whose learning rate stays at its peak while the others' falls."""
     sync_batchnorm: ClassVar[bool] = True
     """Whether batch norm on several GPUs sees all their images."""
+    width: int
+    """Width of the backbone's features, [N, width]."""
 
     def __init__(self, config: Any, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
         self.info = info
+        self.width = cast(Any, backbone).width
 
     @classmethod
     def trained_backbone(cls, backbone: Choice) -> Choice:
@@ -90,6 +94,15 @@ class Method(nn.Module):
     def exported(self) -> nn.Module:
         """The backbone that is evaluated and saved; a slow copy of it, where the paper evaluates that."""
         return self.backbone
+
+    def expect_views(self, batch: Batch, number: int, or_more: bool = False) -> None:
+        """Raise UserError unless the recipe makes so many full-size views of an image."""
+        made = batch.n_views
+        if made < number or (made > number and not or_more):
+            views = f"{number} view{'s' if number > 1 else ''} of an image"
+            raise UserError(
+                f"{type(self).__name__} needs {views}, but the recipe makes {made}; set augment.views={number}"
+            )
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """What the loss needs of each image: tensors [B, ...], the image first (see `Batch.by_image`).

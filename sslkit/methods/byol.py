@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config, losses
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.health import feature_std
 from sslkit.methods.base import Batch, Method, RunInfo
@@ -50,8 +49,7 @@ class BYOL(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.projector = mlp(width, config.hidden, config.dim, last_bias=False, last_norm=config.last_norm)
+        self.projector = mlp(self.width, config.hidden, config.dim, last_bias=False, last_norm=config.last_norm)
         self.predictor = mlp(config.dim, config.hidden, config.dim, last_bias=False)
         self.target = slow_copy(self._online())
 
@@ -60,8 +58,7 @@ class BYOL(Method):
         return nn.Sequential(self.backbone, self.projector)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        if batch.n_views < 2:
-            raise UserError("byol needs two views, but the recipe makes one; set augment.views=2")
+        self.expect_views(batch, 2, or_more=True)
         predictions = self._each_view(self._predict, batch)
         with torch.no_grad():
             targets = self._each_view(self.target, batch)

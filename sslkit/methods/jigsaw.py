@@ -60,7 +60,7 @@ class Jigsaw(Method):
         self.tile = tile_size(info.image_size) if config.tile is None else config.tile
         self.gap = gap_size(info.image_size) if config.gap is None else config.gap
         check_tiles(backbone, self.tile)
-        self.tile_head = nn.Sequential(*mlp(backbone.width, config.dim), nn.ReLU())  # type: ignore[arg-type]
+        self.tile_head = nn.Sequential(*mlp(self.width, config.dim), nn.ReLU())
         self.head = mlp(TILES * config.dim, config.hidden, config.permutations)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

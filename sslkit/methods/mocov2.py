@@ -56,8 +56,7 @@ class MoCoV2(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.head = mlp(width, config.hidden or width, config.dim, norm=config.norm, last_norm=config.norm)
+        self.head = mlp(self.width, config.hidden or self.width, config.dim, norm=config.norm, last_norm=config.norm)
         self.key_encoder = slow_copy(self._query_encoder())
         self.queue = Queue(config.queue, config.dim)
         self._new_keys: list[Tensor] = []
@@ -78,8 +77,7 @@ class MoCoV2(Method):
 
     def _check(self, batch: Batch) -> None:
         images, splits = len(batch.indices), self.config.bn_splits
-        if batch.n_views != 2:
-            raise UserError(f"mocov2 needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        self.expect_views(batch, 2)
         if splits > 1 and images < 2 * splits:
             raise UserError(f"method.bn_splits={splits} needs {2 * splits} images at a time, not {images}; lower it")
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from sslkit import config
 from sslkit.banks import Bank
 from sslkit.distributed import shared
-from sslkit.errors import UserError
 from sslkit.losses import queue_health, queue_logits
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.methods.patches import GRID, gap_size, tile_size, tiles
@@ -54,21 +53,17 @@ class PIRL(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.image_head = nn.Linear(width, config.dim)
-        self.transformed_head: nn.Module = nn.Linear(width, config.dim)
+        self.image_head = nn.Linear(self.width, config.dim)
+        self.transformed_head: nn.Module = nn.Linear(self.width, config.dim)
         if JIGSAW in config.transforms:
             joined = nn.Linear(GRID**2 * config.dim, config.dim)
-            self.transformed_head = nn.Sequential(nn.Linear(width, config.dim), nn.Flatten(), joined)
+            self.transformed_head = nn.Sequential(nn.Linear(self.width, config.dim), nn.Flatten(), joined)
         self.bank = Bank(info.images, config.dim)
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """f of the images and g of their transformed copies, [B, dim] each, and the images' numbers."""
-        if batch.n_views != 1:
-            raise UserError(
-                f"pirl needs one view, which it transforms, but the recipe makes {batch.n_views}; set augment.views=1"
-            )
+        self.expect_views(batch, 1)
         return {
             "image": self.image_head(self.backbone(batch.views)),
             "transformed": self._transformed(batch.views),

@@ -43,7 +43,7 @@ class RotNet(Method):
         super().__init__(config, backbone, info)
         step = config.angles
         self.angles = tuple(range(0, 360, step)) if isinstance(step, int) else step
-        self.head = nn.Linear(backbone.width, len(self.angles))  # type: ignore[arg-type]
+        self.head = nn.Linear(self.width, len(self.angles))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images = rotations(batch.views, self.angles)

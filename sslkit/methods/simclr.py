@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import ACTIVATIONS, mlp
 from sslkit.losses import pair_cross_entropy, pair_health, pair_logistic, pair_loss, pair_margin
 from sslkit.methods.base import Batch, Method, RunInfo
@@ -70,7 +69,7 @@ class SimCLR(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
+        width = self.width
         dims = {"mlp": (width, config.hidden or width, config.dim), "linear": (width, config.dim), "identity": (width,)}
         self.head = mlp(
             *dims[config.head],
@@ -82,8 +81,7 @@ class SimCLR(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """{"z": [B, 2, dim]}."""
-        if batch.n_views != 2:
-            raise UserError(f"simclr needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        self.expect_views(batch, 2)
         return {"z": batch.by_image(self.head(self.backbone(batch.views)))}
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:

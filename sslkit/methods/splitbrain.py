@@ -12,6 +12,7 @@ from sslkit.backbones.layers import last_map, layer_names, tap
 from sslkit.backbones.splitnet import SplitNet
 from sslkit.colour import L_BINS, ab_bin, ab_bins, ab_table, lightness_bin
 from sslkit.config import Choice
+from sslkit.losses import full_precision
 from sslkit.methods.base import Batch, Method, RunInfo
 
 PREFIX = "splitbrain:"
@@ -121,8 +122,7 @@ def classified(scores: Tensor, bins: Tensor, weights: Tensor | None = None) -> t
     scores: [N, K, h, w]; bins: int64 [N·h·w]; weights: [K]. Computed in float32 under autocast; float64 stays.
     """
     # Rows, because the loss of maps has no deterministic version on the GPU.
-    rows = scores.movedim(1, -1).flatten(0, 2)
-    rows = rows if rows.dtype == torch.float64 else rows.float()
+    rows = full_precision(scores.movedim(1, -1).flatten(0, 2))
     entropy = F.cross_entropy(rows, bins, reduction="none")
     loss = entropy.mean() if weights is None else (entropy * weights[bins]).mean()
     return loss, (rows.argmax(1) == bins).float().mean()

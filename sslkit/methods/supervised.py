@@ -40,7 +40,7 @@ class Supervised(Method):
         super().__init__(config, backbone, info)
         if not info.classes:
             raise UserError("supervised needs labels, but the data has no classes; use labelled data or another method")
-        self.head = nn.Linear(backbone.width, info.classes)  # type: ignore[arg-type]
+        self.head = nn.Linear(self.width, info.classes)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         if batch.labels is None:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslkit.losses import full_precision
+
 
 class Prototypes(nn.Linear):
     """Cosines of embeddings with K trainable directions: [..., dim] -> [..., K], in float32 even under autocast.
@@ -19,7 +21,7 @@ class Prototypes(nn.Linear):
         """`frozen`: bool scalar; where it is true the directions get a gradient of zero."""
         weight = self.weight if frozen is None else torch.where(frozen, self.weight.detach(), self.weight)
         with torch.autocast(z.device.type, enabled=False):
-            return F.linear(F.normalize(_full_precision(z), dim=-1), F.normalize(weight, dim=-1))
+            return F.linear(F.normalize(full_precision(z), dim=-1), F.normalize(weight, dim=-1))
 
 
 @torch.no_grad()
@@ -33,7 +35,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, absent:
     to their number over K. In logarithms, so that no ε overflows; float32 under autocast, float64 stays.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        log_q = _full_precision(scores) / epsilon
+        log_q = full_precision(scores) / epsilon
         for _ in range(iterations):
             counted = log_q if absent is None else log_q.masked_fill(absent[:, None], -torch.inf)
             log_q = log_q - counted.logsumexp(0)
@@ -54,10 +56,6 @@ def swapped_cross_entropy(targets: Tensor, scores: Tensor, temperature: float = 
     if scores.shape != (n, v, k) or not 1 <= c <= v or v < 2:
         raise ValueError(f"expected [N, C, K] and [N, V, K], got {list(targets.shape)} and {list(scores.shape)}")
     with torch.autocast(scores.device.type, enabled=False):
-        log_p = F.log_softmax(_full_precision(scores) / temperature, dim=2)
+        log_p = F.log_softmax(full_precision(scores) / temperature, dim=2)
         others = log_p.sum(1, keepdim=True) - log_p[:, :c]
         return -(targets.detach() * others).sum(2).mean() / (v - 1)
-
-
-def _full_precision(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

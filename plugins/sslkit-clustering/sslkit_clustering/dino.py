@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config, distributed
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.momentum import cosine_momentum, ema_update, slow_copy
@@ -62,8 +61,7 @@ class DINO(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        dims = width, config.hidden, config.hidden, config.bottleneck
+        dims = self.width, config.hidden, config.hidden, config.bottleneck
         self.head = mlp(*dims, norm=config.norm, activation=nn.GELU).apply(_initialise)
         self.prototypes = Prototypes(config.bottleneck, config.prototypes)
         self.teacher = slow_copy(self._student())
@@ -76,8 +74,7 @@ class DINO(Method):
         return nn.Sequential(self.backbone, self.head, self.prototypes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        if batch.n_views < 2:
-            raise UserError("dino needs two full-size views, but the recipe makes one; set augment.views=2")
+        self.expect_views(batch, 2, or_more=True)
         features = torch.cat([self.backbone(crops) for crops in batch.crops])
         frozen = self.progress < self.config.freeze_last_layer
         student = batch.by_image(self.prototypes(self.head(features), frozen))

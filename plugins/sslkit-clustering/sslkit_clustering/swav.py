@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.queues import Queue
@@ -55,8 +54,7 @@ class SwAV(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.projector = mlp(width, config.hidden, config.dim)
+        self.projector = mlp(self.width, config.hidden, config.dim)
         self.prototypes = Prototypes(config.dim, config.prototypes)
         queues = 2 if config.queue_length else 0
         self.queues = nn.ModuleList(Queue(config.queue_length, config.dim) for _ in range(queues))
@@ -65,10 +63,7 @@ class SwAV(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Projections "z" of all crops, full-size ones first, [B, crops, dim]."""
-        if batch.n_views != 2:
-            raise UserError(
-                f"swav needs two full-size views, but the recipe makes {batch.n_views}; set augment.views=2"
-            )
+        self.expect_views(batch, 2)
         # The projector sees all crops at once, as in the reference code, so that its batch norm mixes them.
         features = torch.cat([self.backbone(crops) for crops in batch.crops])
         return {"z": batch.by_image(self.projector(features))}
@@ -82,7 +77,7 @@ class SwAV(Method):
         return {
             "loss": swapped_cross_entropy(codes, scores, self.config.temperature),
             **code_health(codes),
-            **(self.queues[0].health() if self.queues else {}),  # type: ignore[operator]
+            **(self._queues()[0].health() if self.queues else {}),
         }
 
     @torch.no_grad()
@@ -90,18 +85,22 @@ class SwAV(Method):
         settings = self.config.epsilon, self.config.sinkhorn_iterations
         if not self.queues:
             return sinkhorn(scores, *settings)
-        queue: Any = self.queues[view]
+        queue = self._queues()[view]
         # What has not been pushed yet is random, and must not take part.
         rows = torch.arange(-len(scores), len(queue.rows), device=scores.device)
         everyone = torch.cat([scores, self.prototypes(queue.rows).to(scores.dtype)])
         return sinkhorn(everyone, *settings, absent=rows >= queue.pushed)[: len(scores)]
 
+    def _queues(self) -> list[Queue]:
+        # A ModuleList does not know what kind of modules it holds.
+        return [queue for queue in self.queues if isinstance(queue, Queue)]
+
     def after_step(self, progress: float) -> None:
         """The step's projections enter the queues, once it is time."""
         self.progress.fill_(progress)
         if progress >= self.config.queue_start:
-            for view, queue in enumerate(self.queues):
-                queue.push(torch.cat(self._new)[:, view])  # type: ignore[operator]
+            for view, queue in enumerate(self._queues()):
+                queue.push(torch.cat(self._new)[:, view])
         self._new.clear()
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslkit.losses import full_precision
+
 
 def patch_pixels(images: Tensor, size: int, normalise: bool = False) -> Tensor:
     """Images [N, 3, H, W] as rows of their patches' values, [N, L, 3·size²]; `F.fold` puts them together again.
@@ -24,8 +26,7 @@ def hidden_mse(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     visible, some of each. Computed in float32 under autocast; float64 stays.
     """
     with torch.autocast(hidden.device.type, enabled=False):
-        dtype = torch.promote_types(predicted.dtype, torch.float32)
-        errors = (predicted.to(dtype) - target).square().mean(2)
+        errors = (full_precision(predicted) - target).square().mean(2)
         return (errors * hidden).sum() / hidden.sum()
 
 

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.health import feature_std
 from sslkit.methods import Batch, Method, RunInfo
@@ -43,13 +42,11 @@ class BarlowTwins(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
-        self.projector = mlp(width, config.hidden, config.hidden, config.dim, last_bias=False)
+        self.projector = mlp(self.width, config.hidden, config.hidden, config.dim, last_bias=False)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """{"z": [B, 2, dim]}."""
-        if batch.n_views != 2:
-            raise UserError(f"barlowtwins needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        self.expect_views(batch, 2)
         return {"z": torch.stack([self.projector(self.backbone(view)) for view in batch.views.chunk(2)], dim=1)}
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslkit.losses import full_precision
+
 NORM_EPSILON = 1e-5
 """Added to the variance by the batch norm of Barlow Twins' official code."""
 
@@ -30,7 +32,7 @@ def cross_correlation(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     """Correlation c of each feature of z0 with each of z1 over the batch (Eq. 2): c_ii, [D], and Σ_i Σ_j≠i c_ij²."""
     _check_pair(z0, z1)
     with torch.autocast(z0.device.type, enabled=False):
-        a, b = (F.batch_norm(_full_precision(z), None, None, training=True, eps=NORM_EPSILON) for z in (z0, z1))
+        a, b = (F.batch_norm(full_precision(z), None, None, training=True, eps=NORM_EPSILON) for z in (z0, z1))
         return (a * b).mean(0), _off_diagonal(a, b) / len(a) ** 2
 
 
@@ -72,7 +74,7 @@ def vicreg_terms(z0: Tensor, z1: Tensor, gamma: float = 1.0, eps: float = 1e-4) 
     """
     _check_pair(z0, z1)
     with torch.autocast(z0.device.type, enabled=False):
-        z0, z1 = _full_precision(z0), _full_precision(z1)
+        z0, z1 = full_precision(z0), full_precision(z1)
         return {
             "invariance": F.mse_loss(z0, z1),
             "variance": (_variance(z0, gamma, eps) + _variance(z1, gamma, eps)) / 2,
@@ -111,10 +113,6 @@ def _off_diagonal(a: Tensor, b: Tensor) -> Tensor:
         return ((a @ a.T) * (b @ b.T)).sum() - (a * b).sum(0).square().sum()
     # The flattened matrix without its last element, in rows of D + 1, has the diagonal in its first column.
     return (a.T @ b).flatten()[:-1].view(dim - 1, dim + 1)[:, 1:].square().sum()
-
-
-def _full_precision(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _check_pair(z0: Tensor, z1: Tensor) -> None:

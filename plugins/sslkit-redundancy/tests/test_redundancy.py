@@ -1,11 +1,9 @@
 """Barlow Twins and VICReg against their papers' formulas as slow loops, against lightly, and at closed forms."""
 
 import math
-import tempfile
 
 import pytest
 import torch
-import torch.distributed as dist
 from sslkit_redundancy.barlowtwins import BarlowTwins
 from sslkit_redundancy.losses import barlow_twins, cross_correlation, vicreg, vicreg_terms
 from sslkit_redundancy.vicreg import VICReg
@@ -15,7 +13,7 @@ from sslkit.distributed import gather
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo
 from sslkit.momentum import slow_copy
-from sslkit.testing import TinyBackbone, check_method
+from sslkit.testing import TinyBackbone, check_method, check_precision, in_two_processes, steps_on
 
 # More images than features and fewer: the sums over the matrices go two ways.
 SHAPES = [(2, 8), (7, 8), (8, 8), (12, 5), (9, 1)]
@@ -175,14 +173,7 @@ def test_views_may_be_swapped_and_images_permuted(loss):
 @pytest.mark.parametrize(("n", "dim"), [(16, 32), (32, 16)])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_float32_under_autocast_and_for_half_inputs(loss, n, dim):
-    z0, z1 = (z.detach() for z in embeddings(n, dim))
-    exact = loss(z0, z1)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = loss(z0.float(), z1.float())
-    assert exact.dtype == torch.float64
-    assert mixed.dtype == torch.float32
-    assert mixed.item() == pytest.approx(exact.item(), rel=1e-5)
-    assert loss(z0.bfloat16(), z1.bfloat16()).dtype == torch.float32
+    check_precision(loss, *embeddings(n, dim))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -277,13 +268,7 @@ def test_training_makes_views_agree_and_features_differ(method_class):
     method, views = make(method_class), batch(images=32)
     images = views.views.chunk(2)[0]
     views.crops[0] = torch.cat([images, images + 0.3 * torch.randn_like(images)])
-    optimizer = torch.optim.Adam(method.parameters(), 3e-3)
-    first = method(views)
-    for _ in range(40):
-        optimizer.zero_grad()
-        out = method(views)
-        out["loss"].backward()
-        optimizer.step()
+    first, out = steps_on(views, method, torch.optim.Adam(method.parameters(), 3e-3), 40)
     assert out["loss"].item() < first["loss"].item() / 2
     if method_class is BarlowTwins:
         assert out["on_diagonal"] > first["on_diagonal"]
@@ -312,16 +297,10 @@ def agrees_with_one(rank, method_class):
     torch.testing.assert_close(mine.grad / 2, whole.grad.chunk(2)[rank])
 
 
-def one_of_two(rank, meeting):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", meeting, rank=rank, world_size=2)
-    try:
-        for method_class in METHODS:
-            agrees_with_one(rank, method_class)
-    finally:
-        dist.destroy_process_group()
+def one_of_two(rank):
+    for method_class in METHODS:
+        agrees_with_one(rank, method_class)
 
 
 def test_two_processes_have_the_loss_and_gradient_of_one():
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(one_of_two, (f"file://{folder}/meeting",), nprocs=2)
+    in_two_processes(one_of_two)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.losses import byol
+from sslkit.losses import byol, full_precision
 
 # --- SimSiam ---
 
@@ -64,4 +64,4 @@ def nearest(z: Tensor, support: Tensor) -> Tensor:
 
 
 def _unit(z: Tensor) -> Tensor:
-    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+    return F.normalize(full_precision(z), dim=1)

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.losses import contrastive_health
 from sslkit.methods import Batch, Method, RunInfo
@@ -48,9 +47,8 @@ class NNCLR(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
         self.projector = nn.Sequential(
-            *mlp(width, config.hidden, config.hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim)
+            *mlp(self.width, config.hidden, config.hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim)
         )
         self.predictor = mlp(config.dim, config.predictor_hidden, config.dim)
         self.queue = Queue(config.queue, config.dim)
@@ -58,8 +56,7 @@ class NNCLR(Method):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Projections "z", without a graph, and predictions "p", [B, 2, dim] each."""
-        if batch.n_views != 2:
-            raise UserError(f"nnclr needs two views, but the recipe makes {batch.n_views}; set augment.views=2")
+        self.expect_views(batch, 2)
         z = [self.projector(self.backbone(view)) for view in batch.views.chunk(2)]
         p = [self.predictor(projection) for projection in z]
         return {"z": torch.stack(z, dim=1).detach(), "p": torch.stack(p, dim=1)}

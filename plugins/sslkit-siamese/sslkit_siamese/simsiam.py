@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslkit import config
-from sslkit.errors import UserError
 from sslkit.heads import mlp
 from sslkit.health import feature_std
 from sslkit.methods import Batch, Method, RunInfo
@@ -47,17 +46,15 @@ class SimSiam(Method):
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
-        width: int = backbone.width  # type: ignore[assignment]
         hidden = [config.hidden] * (config.layers - 1)
         self.projector = nn.Sequential(
-            *mlp(width, *hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim, affine=False)
+            *mlp(self.width, *hidden, config.dim, last_bias=False), nn.BatchNorm1d(config.dim, affine=False)
         )
         self.predictor = mlp(config.dim, config.bottleneck, config.dim)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, -1 to 1, and `output_std`: `feature_std` of the projections (Figure 2), 0 when collapsed."""
-        if batch.n_views < 2:
-            raise UserError("simsiam needs two views, but the recipe makes one; set augment.views=2")
+        self.expect_views(batch, 2, or_more=True)
         z = [self.projector(self.backbone(view)) for view in batch.views.chunk(batch.n_views)]
         p = [self.predictor(projection) for projection in z]
         directions = [negative_cosine(p[i], z[j]) for i, j in permutations(range(batch.n_views), 2)]

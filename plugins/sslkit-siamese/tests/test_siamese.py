@@ -1,11 +1,9 @@
 """SimSiam and NNCLR against their papers' formulas as slow loops, against lightly, and at closed forms."""
 
 import math
-import tempfile
 
 import pytest
 import torch
-import torch.distributed as dist
 from sslkit_siamese.losses import nearest, negative_cosine, neighbour_logits, nnclr
 from sslkit_siamese.nnclr import NNCLR
 from sslkit_siamese.simsiam import SimSiam
@@ -16,7 +14,7 @@ from sslkit.distributed import gather
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo
 from sslkit.momentum import slow_copy
-from sslkit.testing import TinyBackbone, check_method
+from sslkit.testing import TinyBackbone, check_method, check_precision, in_two_processes, steps_on
 
 LOSSES = [negative_cosine, nnclr]
 SMALL = {
@@ -136,14 +134,7 @@ def test_scale_does_not_matter(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_float32_under_autocast_and_for_half_inputs(loss):
-    a, b = (z.detach() for z in embeddings(16, 32))
-    exact = loss(a, b)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = loss(a.float(), b.float())
-    assert exact.dtype == torch.float64
-    assert mixed.dtype == torch.float32
-    assert mixed.item() == pytest.approx(exact.item(), rel=1e-5, abs=1e-6)
-    assert loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+    check_precision(loss, *embeddings(16, 32))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -290,16 +281,8 @@ def test_training_brings_the_loss_down(method_class):
     method, views = make(method_class), batch(images=16)
     images = views.views.chunk(2)[0]
     views.crops[0] = torch.cat([images, images + 0.3 * torch.randn_like(images)])
-    optimizer = torch.optim.SGD(method.parameters(), 0.05, momentum=0.9)
-    losses = []
-    for step in range(40):
-        optimizer.zero_grad()
-        out = method(views)
-        losses.append(out["loss"].item())
-        out["loss"].backward()
-        optimizer.step()
-        method.after_step(step / 40)
-    assert losses[-1] < losses[0] - 0.5
+    first, out = steps_on(views, method, torch.optim.SGD(method.parameters(), 0.05, momentum=0.9), 40)
+    assert out["loss"] < first["loss"] - 0.5
     if method_class is NNCLR:
         assert out["contrastive_accuracy"] > 0.9
 
@@ -313,28 +296,22 @@ def queue_meets_batch():
     return make(NNCLR).double(), {"z": torch.stack([z0, z1], 1), "p": torch.stack([p0, p1], 1)}
 
 
-def one_of_two(rank, meeting):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", meeting, rank=rank, world_size=2)
-    try:
-        alone, rows = queue_meets_batch()
-        shared, _ = queue_meets_batch()
-        whole = rows["p"].clone().requires_grad_()
-        expected = alone.loss({"z": rows["z"], "p": whole})
-        expected["loss"].backward()
-        mine = rows["p"].chunk(2)[rank].clone().requires_grad_()
-        out = shared.loss({"z": gather(rows["z"].chunk(2)[rank]), "p": gather(mine)})
-        out["loss"].backward()
-        torch.testing.assert_close(out, expected)
-        # The mean over the two processes of what reaches the parameters.
-        torch.testing.assert_close(mine.grad / 2, whole.grad.chunk(2)[rank])
-        for method in (alone, shared):
-            method.after_step(0.5)
-        torch.testing.assert_close(shared.queue.state_dict(), alone.queue.state_dict())
-    finally:
-        dist.destroy_process_group()
+def one_of_two(rank):
+    alone, rows = queue_meets_batch()
+    shared, _ = queue_meets_batch()
+    whole = rows["p"].clone().requires_grad_()
+    expected = alone.loss({"z": rows["z"], "p": whole})
+    expected["loss"].backward()
+    mine = rows["p"].chunk(2)[rank].clone().requires_grad_()
+    out = shared.loss({"z": gather(rows["z"].chunk(2)[rank]), "p": gather(mine)})
+    out["loss"].backward()
+    torch.testing.assert_close(out, expected)
+    # The mean over the two processes of what reaches the parameters.
+    torch.testing.assert_close(mine.grad / 2, whole.grad.chunk(2)[rank])
+    for method in (alone, shared):
+        method.after_step(0.5)
+    torch.testing.assert_close(shared.queue.state_dict(), alone.queue.state_dict())
 
 
 def test_two_processes_have_the_loss_the_gradient_and_the_queue_of_one():
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(one_of_two, (f"file://{folder}/meeting",), nprocs=2)
+    in_two_processes(one_of_two)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from typing import ClassVar
 
 import pytest
 
@@ -166,7 +167,7 @@ def fake(monkeypatch):
     class Fake(Tracker):
         """Remembers what it is told."""
 
-        told: list = []  # noqa: RUF012
+        told: ClassVar[list] = []
         broken = ""
 
         def log(self, step, metrics):

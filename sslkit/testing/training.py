@@ -1,0 +1,21 @@
+"""A few steps on one batch, for tests of what a method learns."""
+
+import torch
+from torch import Tensor
+
+from sslkit.methods.base import Batch, Method
+
+
+def steps_on(
+    batch: Batch, method: Method, optimizer: torch.optim.Optimizer, steps: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Train on the one batch, with `after_step` as in a run: what `forward` gave in the first step and in the last."""
+    outs = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        out = method(batch)
+        out["loss"].backward()
+        optimizer.step()
+        method.after_step((step + 1) / steps)
+        outs.append({name: value.detach() for name, value in out.items()})
+    return outs[0], outs[-1]
