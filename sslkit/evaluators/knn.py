@@ -59,7 +59,8 @@ class KNN(Evaluator):
     def predict(self, train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int) -> Tensor:
         """The up to five classes with most votes, best first, int64 [M, min(5, classes)]; -1: no vote was left.
 
-        Memory beyond the features is bounded, however many there are: by about SIMILARITIES numbers.
+        Memory beyond the features is bounded, however many there are: by SIMILARITIES numbers
+        and a few a query and neighbour.
         """
         k = min(self.config.k, len(train_x))
         queries = max(1, min(QUERIES, SIMILARITIES // max(classes, 2 * k)))
@@ -97,8 +98,9 @@ def _nearest(nearness: Nearness, x: Tensor, images: int, k: int) -> tuple[Tensor
     block = max(1, SIMILARITIES // len(x))
     best, index = x.new_empty(len(x), 0), x.new_empty(len(x), 0, dtype=torch.int64)
     for start in range(0, images, block):
-        near = nearness(x, slice(start, start + block))
-        values, rows = near.topk(min(k, near.shape[1]))
+        stop = min(start + block, images)
+        # Under no name, or the block would still be there while the next one is made.
+        values, rows = nearness(x, slice(start, stop)).topk(min(k, stop - start))
         best, order = torch.cat([best, values], 1).topk(min(k, best.shape[1] + values.shape[1]))
         index = torch.cat([index, rows + start], 1).gather(1, order)
     return best, index
