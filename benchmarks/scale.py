@@ -359,7 +359,7 @@ def _panel(axis: Any, found: list[dict[str, float]], panel: Panel) -> None:
     axis.set_xscale("linear" if part in ("size", "processes") else "log", **_base(part))
     axis.set_xticks([f["n"] for f in found], labels=[_short(f["n"]) for f in found])
     axis.minorticks_off()
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
     axis.set_xlabel(across)
     axis.set_title(up, fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
