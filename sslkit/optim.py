@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.config import Optimizer
+from sslkit.lars import LARS, at_once, start_momentum
 from sslkit.plugins import suggest
 
 BUILTIN = ("sgd", "adam", "adamw", "lars")
+NOT_STATE = ("params", "lr", "initial_lr", "fused", "foreach")
+"""What a group holds that is the module's, the schedule's or the machine's: a checkpoint goes on with other kernels."""
 
 
 def known_optimizer(name: str) -> str | None:
@@ -50,17 +53,19 @@ def make_optimizer(
     Biases and normalisation parameters, known by having one dimension, are not decayed, nor adapted by LARS
     (as in SimCLR and BYOL). `constant` names the parts of `module` whose rate `Schedule` keeps at its peak. sgd
     is momentum SGD without Nesterov; timm's optimizers keep timm's own betas unless others than Adam's usual
-    ones are set. On CUDA torch updates all tensors at once (foreach), deterministically.
+    ones are set. torch's own optimizers and LARS update all tensors at once (fused where the device can, else
+    foreach), deterministically.
     """
     groups = _groups(module, settings, tuple(constant))
+    kernels = at_once(p for group in groups for p in group["params"])
     shared: dict[str, Any] = {"lr": lr, "weight_decay": settings.weight_decay}
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, **shared)
+        return _sgd(groups, momentum=settings.momentum, **shared, **kernels)
     if settings.name == "lars":
         return _lars(groups, momentum=settings.momentum, **shared)
     if settings.name in ("adam", "adamw"):
         adam = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-        return adam(groups, betas=settings.betas, **shared)
+        return adam(groups, betas=settings.betas, **shared, **kernels)
     return _timm_optimizer(groups, settings, **shared)
 
 
@@ -80,18 +85,23 @@ def _groups(module: nn.Module, settings: Optimizer, constant: tuple[str, ...]) -
     return [group for group in kinds if group["params"]]
 
 
+def _sgd(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(groups, **options)
+    optimizer.register_step_pre_hook(_start_all_momentum)
+    return optimizer
+
+
+def _start_all_momentum(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        start_momentum(optimizer, (p for p in group["params"] if p.grad is not None), group)
+
+
 def _lars(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    """LARS of You et al. 2017 (Eq. 6, Algorithm 1) with trust coefficient 1e-3.
-
-    The learning rate multiplies after the momentum, as in BYOL's code and torch's SGD; in the paper and
-    SimCLR's code it enters the momentum buffer. The two are equal while the rate is constant.
-    """
-    from timm.optim import Lars
-
+    """LARS with trust coefficient 1e-3 that leaves biases and normalisation parameters to SGD."""
     for group in groups:
-        # timm adapts by whether a group is decayed; here decay 0 must still adapt the weights.
+        # Decay 0 must still adapt the weights.
         group["always_adapt"] = group["params"][0].ndim > 1
-    return Lars(groups, trust_coeff=1e-3, **options)
+    return LARS(groups, trust_coeff=1e-3, **options)
 
 
 def _timm_optimizer(
@@ -175,7 +185,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     """Put back what `optimizer_tensors` gave, into an optimizer made in the same way for the same module.
 
     Every tensor gets back the strides and the kind of device (its parameter's, or the CPU) that it had, so
-    that training goes on bit for bit. Raises ValueError where the parameters do not correspond.
+    that training goes on bit for bit where the kernels are the same. Raises ValueError where the parameters do
+    not correspond.
     """
     _state(optimizer).clear()
     homes = _homes(optimizer)
@@ -185,8 +196,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             raise ValueError(f"saved optimizer state {key!r} has no place in this optimizer")
         home, device = homes[owner]
         if key in rest["layouts"]:
-            home[name] = _laid_out(saved, rest["layouts"][key], device)
-        else:
+            home[name] = _laid_out(saved, rest["layouts"][key], device, name in _on_device(optimizer))
+        elif name not in NOT_STATE:
             home[name] = tuple(saved) if isinstance(home.get(name), tuple) else saved
 
 
@@ -204,15 +215,20 @@ def _state(optimizer: torch.optim.Optimizer) -> Any:
     return getattr(optimizer, "_base_optimizer", optimizer).state
 
 
-def _laid_out(saved: Tensor, layout: Mapping[str, Any], device: torch.device) -> Tensor:
-    device = torch.device("cpu") if layout["on_cpu"] else device
+def _on_device(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Tensors that stand beside their parameter whoever saved them: fused Adam counts its steps there."""
+    return ("step",) if optimizer.defaults.get("fused") else ()
+
+
+def _laid_out(saved: Tensor, layout: Mapping[str, Any], device: torch.device, beside: bool) -> Tensor:
+    device = torch.device("cpu") if layout["on_cpu"] and not beside else device
     empty = torch.empty_strided(tuple(saved.shape), tuple(layout["stride"]), dtype=saved.dtype, device=device)
     return empty.copy_(saved)
 
 
 def _is_running(key: str, value: Any) -> bool:
-    """Whether a group's entry is a plain value, such as a step count, that is not the schedule's."""
-    if key in ("params", "lr", "initial_lr"):
+    """Whether an entry is a plain value, such as a step count, and state."""
+    if key in NOT_STATE:
         return False
     items = value if isinstance(value, list | tuple) else [value]
     return all(item is None or isinstance(item, bool | int | float | str) for item in items)

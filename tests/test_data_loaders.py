@@ -9,6 +9,7 @@ from itertools import chain, islice, pairwise
 import numpy as np
 import pytest
 import torch
+from held import private_bytes
 
 from sslkit.data import ArrayImages, Shapes, in_order, make_loader, pack
 from sslkit.data import loaders as module
@@ -150,6 +151,30 @@ def test_torch_keeps_its_threads(stores, kind):
             assert torch.get_num_threads() == before + 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_memory_does_not_grow_with_the_data(tmp_path, kind):
+    """A million images that stand on 200: an epoch holds a few numbers of 8 bytes each, and no pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), np.uint8)
+    few = pack(ArrayImages(lambda: (pixels, np.arange(200)), ""), tmp_path / "a.beton", size=16)
+    next(loader(few, kind, batch_size=100).epoch(0))
+    many = few.subset(np.arange(1_000_000) % 200)
+    before, most, seen = private_bytes(), 0, 0
+    for batch in islice(loader(many, kind, batch_size=1024).epoch(0), 400):
+        seen += len(batch.indices)
+        most = max(most, private_bytes() - before)
+    assert seen * 16 * 16 * 3 > 300e6, "the pixels must outweigh what is allowed"
+    assert most < 8 * 8 * len(many)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_row_numbers_are_sent_in_pieces(stores, kind, monkeypatch):
+    made = shared_loader(stores["raw"], kind, batch_size=8)
+    whole = list(made.epoch(5))
+    monkeypatch.setattr(module, "SENT", 3)
+    assert len(whole) == 11
+    assert all(map(same, made.epoch(5), whole))
 
 
 def test_in_order_gives_every_image_once(stores):

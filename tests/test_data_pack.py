@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from held import private_bytes
 from PIL import Image
 
 from sslkit.data import ArrayImages, Folder, Images, Store, pack
@@ -268,6 +269,35 @@ def test_memory_stays_bounded_while_packing(tmp_path):
         taken.append(i)
         assert len(begun) - len(taken) <= 8
     assert taken == list(range(200))
+
+
+class Made(Images):
+    """Images that exist while they are looked at."""
+
+    def __init__(self, count, side):
+        self.count, self.side = count, side
+
+    def __len__(self):
+        return self.count
+
+    def load(self, index):
+        return np.full((self.side, self.side, 3), index % 251, np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpeg"])
+def test_packing_holds_no_pixels_but_those_at_hand(tmp_path, mode):
+    """3,000 images of 83 MB: what it held more at any time is a fifth of that at most."""
+    pack(Made(200, 96), tmp_path / "warm.beton", size=96, mode=mode)
+    before, most = private_bytes(), 0
+
+    def look(done, total):
+        nonlocal most
+        if done % 100 == 0:
+            most = max(most, private_bytes() - before)
+
+    store = pack(Made(3000, 96), tmp_path / "a.beton", size=96, mode=mode, progress=look)
+    assert len(store) == 3000
+    assert most < 3000 * 96 * 96 * 3 / 5
 
 
 def test_ordered_map_hands_on_errors_and_stops_its_threads():

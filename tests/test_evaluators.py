@@ -14,6 +14,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslkit.backbones import create_backbone
 from sslkit.config import Choice
@@ -72,11 +73,53 @@ def test_knn_is_that_of_lightly(features):
     assert torch.equal(ranking, expected[:, :5])
 
 
-def test_knn_in_chunks_is_the_same(features, monkeypatch):
-    whole = KNN(KNN.Config()).predict(features.train_x, features.train_y, features.test_x, 7)
-    monkeypatch.setattr(knn, "SIMILARITIES", 600 * 11)
-    parts = KNN(KNN.Config()).predict(features.train_x, features.train_y, features.test_x, 7)
-    assert torch.equal(whole, parts)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("held", [1, 40, 600 * 11])
+def test_knn_in_blocks_is_the_same(features, metric, held, monkeypatch):
+    vote = KNN(KNN.Config(metric=metric)).predict
+    whole = vote(features.train_x, features.train_y, features.test_x[:50], 7)
+    monkeypatch.setattr(knn, "SIMILARITIES", held)
+    assert torch.equal(whole, vote(features.train_x, features.train_y, features.test_x[:50], 7))
+
+
+@pytest.mark.parametrize("held", [7, 60, 2**25])
+def test_knn_in_blocks_is_that_of_a_sorted_list_where_many_are_equally_near(held, monkeypatch):
+    """Whole numbers, so that equal distances are equal to the bit; of equals, all have one class."""
+    monkeypatch.setattr(knn, "SIMILARITIES", held)
+    rng = np.random.default_rng(0)
+    places = rng.permutation(200)[:40].astype(np.float64)
+    bank, labels = np.repeat(places, 6), np.repeat(rng.integers(0, 8, 40), 6)
+    mixed = rng.permutation(len(bank))
+    bank, labels = bank[mixed], labels[mixed]
+    queries = rng.integers(0, 200, 30) + 0.25
+    k = 15
+    nearest = np.argsort(np.abs(queries[:, None] - bank), axis=1, kind="stable")[:, :k]
+    votes = np.stack([np.bincount(labels[row], minlength=8) for row in nearest])
+    x, y = torch.tensor(bank)[:, None], torch.tensor(labels)
+    ranking = KNN(KNN.Config(k=k, metric="euclidean")).predict(x, y, torch.tensor(queries)[:, None], 8).numpy()
+    ours = np.where(ranking < 0, 0, np.take_along_axis(votes, ranking.clip(0), 1))
+    np.testing.assert_array_equal(ours, -np.sort(-votes)[:, :5])
+
+
+def test_knn_holds_no_more_than_a_block(monkeypatch):
+    """The largest tensor that it makes, however many images there are."""
+    monkeypatch.setattr(knn, "SIMILARITIES", 5000)
+    largest = 0
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **kwargs or {})
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if not tensor._is_view():
+                    largest = max(largest, tensor.numel())
+            return out
+
+    x, y = torch.randn(20_000, 4), torch.arange(20_000) % 3
+    with Watched():
+        KNN(KNN.Config(k=10)).predict(x, y, torch.randn(300, 4), 3)
+    # The length of every image is one number an image.
+    assert largest <= 20_000
 
 
 def test_knn_at_a_low_temperature_is_the_nearest_neighbour(features):

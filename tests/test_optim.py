@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from safetensors.torch import load, save
+from timm.optim import Lars
 from torch import Tensor, nn
 
+from sslkit import lars
 from sslkit.config import Optimizer
 from sslkit.optim import (
     known_optimizer,
@@ -290,3 +292,165 @@ def test_state_of_another_network_is_refused():
     train(net, optimizer, make_schedule(optimizer, settings(), 9, 1), range(1))
     with pytest.raises(ValueError, match="no place"):
         restore_optimizer(make_optimizer(nn.Linear(2, 2), settings(), 0.1), *optimizer_tensors(optimizer))
+
+
+# --- the kernels that do it ---
+
+
+def gradients(net: nn.Module, step: int) -> None:
+    """Random ones, laid out in memory like the parameters, as autograd's are and fused kernels take for granted."""
+    generator = torch.Generator().manual_seed(step)
+    for parameter in net.parameters():
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.grad = torch.empty_like(parameter).copy_(drawn)
+
+
+@pytest.mark.parametrize("block", [0, 200, 2**20])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_lars_is_that_of_timm_step_by_step(dtype, momentum, block, monkeypatch):
+    """With decay and without, adapted and not; with zero weights, zero gradients, and some of them missing."""
+    monkeypatch.setattr(lars, "BLOCK", block)
+    nets = [network().to(dtype) for _ in range(2)]
+    for net in nets:
+        nn.init.zeros_(net[4].weight)
+
+    def groups(net):
+        parts = (net[0], net[3], net[4], net[7], net[1])
+        each = ({"weight_decay": 0.02}, {"always_adapt": True}, {"weight_decay": 0.1}, {}, {"lr": 0.3})
+        return [{"params": list(part.parameters()), **options} for part, options in zip(parts, each)]
+
+    made = [cls(groups(net), lr=0.2, momentum=momentum) for cls, net in zip((lars.LARS, Lars), nets)]
+    for step in range(6):
+        for net, optimizer in zip(nets, made):
+            gradients(net, step)
+            if step == 2:
+                net[0].weight.grad.zero_()
+            if step != 3:
+                net[3].weight.grad = None
+            optimizer.step()
+        for ours, theirs in zip(*(net.parameters() for net in nets)):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(nets[0][3].weight, network().to(dtype)[3].weight)
+
+
+def test_lars_computes_the_loss_of_its_closure():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = lars.LARS([weight], lr=0.1)
+
+    def closure():
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4
+    assert weight[0, 0].item() == pytest.approx(1 - 0.1 * 2)
+
+
+def test_state_of_timms_lars_goes_on_in_ours():
+    """Checkpoints of sslkit before it had a LARS of its own."""
+    chosen = settings(name="lars", weight_decay=0.01)
+    nets = [network() for _ in range(2)]
+    ours = make_optimizer(nets[0], chosen, 0.3)
+    keys = ("params", "weight_decay", "always_adapt", "constant_lr")
+    groups = [{k: group[k] for k in keys} for group in make_optimizer(nets[1], chosen, 0.3).param_groups]
+    theirs = Lars(groups, lr=0.3, momentum=0.9, trust_coeff=1e-3)
+    for step in range(3):
+        gradients(nets[1], step)
+        theirs.step()
+    tensors, rest = optimizer_tensors(theirs)
+    nets[0].load_state_dict(nets[1].state_dict())
+    restore_optimizer(ours, load(save(tensors)), json.loads(json.dumps(rest)))
+    for net, optimizer in zip(nets, (ours, theirs)):
+        gradients(net, 9)
+        optimizer.step()
+    for one, other in zip(*(net.parameters() for net in nets)):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    assert optimizer_tensors(ours)[0].keys() == tensors.keys()
+
+
+PLAIN = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_parameter_whose_gradient_comes_late(name):
+    """SwAV and DINO hold their prototypes still at first; torch's fused SGD fails on that by itself."""
+    fused, plain = network(), network()
+    optimizer = make_optimizer(fused, settings(name=name, weight_decay=0.0), 0.1)
+    assert optimizer.defaults["fused"]
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    reference = PLAIN[name](plain.parameters(), lr=0.1, weight_decay=0.0, foreach=False, **options)
+    for step in range(4):
+        for net, one in ((fused, optimizer), (plain, reference)):
+            gradients(net, step)
+            if step < 2:
+                net[7].weight.grad = None
+            one.step()
+    for one, other in zip(fused.parameters(), plain.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_fused_kernels_agree_with_a_loop_on_real_gradients(name):
+    """Convolutions of every kind in channels_last, gradients in two micro-batches; in double precision, because a
+    bias before batch norm has a gradient of mere rounding, which Adam brings to full size.
+    """
+    fused, plain = network().double(), network().double()
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    one = make_optimizer(fused, settings(name=name, weight_decay=0.0), 0.01)
+    other = PLAIN[name](plain.parameters(), lr=0.01, weight_decay=0.0, foreach=False, **options)
+    for step in range(3):
+        for net, optimizer in ((fused, one), (plain, other)):
+            for micro in range(2):
+                images = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(2 * step + micro))
+                net(images.double().contiguous(memory_format=torch.channels_last)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(fused.parameters(), plain.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "lars"])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_a_gradient_scaler_unscales_and_skips_what_overflowed(name, unscale):
+    """fp16: fused kernels divide by the scale themselves, and must skip by themselves what is not finite."""
+    scaled, plain = network().float(), network().float()
+    one, other = (make_optimizer(net, settings(name=name), 0.1) for net in (scaled, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(4):
+        gradients(scaled, step)
+        for parameter in scaled.parameters():
+            # What backward gives of a loss that the scaler has multiplied.
+            parameter.grad *= scaler.scale(torch.ones(()))
+        if step in (0, 2):
+            scaled[0].weight.grad[0, 0, 0, 0] = math.inf
+        else:
+            gradients(plain, step)
+            other.step()
+        if unscale:
+            scaler.unscale_(one)
+        scaler.step(one)
+        scaler.update()
+    assert scaler.get_scale() == 256
+    for a, b in zip(scaled.parameters(), plain.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_checkpoint_does_not_choose_the_kernels(name):
+    """Else a run that was saved before, or elsewhere, would go on without fused ones and a scaler not know it."""
+    net = network()
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    old = PLAIN[name](make_optimizer(net, settings(name=name), 0.1).param_groups, lr=0.1, **options)
+    for group in old.param_groups:
+        group.update(fused=None, foreach=None)
+    gradients(net, 0)
+    old.step()
+    tensors, rest = optimizer_tensors(old)
+    assert not any(key.endswith(("fused", "foreach")) for key in rest["plain"])
+    rest["plain"] |= {f"group{i}.fused": None for i in range(len(old.param_groups))}
+    new = make_optimizer(net, settings(name=name), 0.1)
+    restore_optimizer(new, tensors, rest)
+    assert all(group["fused"] for group in new.param_groups)
+    gradients(net, 1)
+    new.step()

@@ -85,31 +85,31 @@ class FileImages(Images):
     def __init__(self, root: Path, classes: tuple[str, ...] = ()) -> None:
         """`classes` fixes the numbers of the classes: those of the training images, for a test folder."""
         self.root = root
-        files = sorted(find_images(root))
-        if not files:
+        # Names and not paths: of a million files they are a tenth of the memory. In the order of paths, part by part.
+        found = (file.relative_to(root).as_posix() for file in find_images(root))
+        self._names = sorted(found, key=lambda name: name.replace("/", "\0"))
+        if not self._names:
             raise UserError(_nothing_in(root))
-        tops = [file.relative_to(root).parts for file in files]
-        found = tuple(sorted({parts[0] for parts in tops}))
-        if len(found) > 1 and all(len(parts) > 1 for parts in tops):
-            self.classes = classes or found
-            if unknown := set(found) - set(self.classes):
+        tops = sorted({name.partition("/")[0] for name in self._names})
+        if len(tops) > 1 and all("/" in name for name in self._names):
+            self.classes = classes or tuple(tops)
+            if unknown := set(tops) - set(self.classes):
                 raise UserError(f"{root}: class {min(unknown)!r} has no training images; remove it or add some")
             numbers = {name: k for k, name in enumerate(self.classes)}
-            self.labels = np.array([numbers[parts[0]] for parts in tops], np.int64)
-        self.files = files
+            self.labels = np.array([numbers[name.partition("/")[0]] for name in self._names], np.int64)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._names)
 
     def name(self, index: int) -> str:
-        return self.files[index].relative_to(self.root).as_posix()
+        return self._names[index]
 
     def load(self, index: int) -> Image.Image:
         # From memory: Pillow leaves the files of some formats open.
-        return Image.open(io.BytesIO(self.files[index].read_bytes()))
+        return Image.open(io.BytesIO((self.root / self._names[index]).read_bytes()))
 
     def fingerprint(self) -> str:
-        return files_fingerprint(self.files, self.root)
+        return files_fingerprint((self.root / name for name in self._names), self.root)
 
 
 def find_images(root: Path) -> Iterator[Path]:

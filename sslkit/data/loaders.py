@@ -24,6 +24,8 @@ SHARE_OF_MEMORY = 4
 """auto keeps the images on the device when they fit in one part of this many of its free memory."""
 CHUNK = 1024
 """Images decoded at a time to fill the device."""
+SENT = 256
+"""Steps whose row numbers are sent to the device at a time."""
 
 
 class RawBatch(NamedTuple):
@@ -90,14 +92,22 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[RawBatch]:
         """Full batches of one epoch, from step `start` on; what fills no batch waits for another epoch."""
-        batches = self.order.batches(epoch)[start:]
-        on_device = torch.from_numpy(batches).to(self.device)
-        for indices, pixels in zip(on_device, self._pixels(batches, on_device)):
+        for indices, pixels in self._steps(self.order.batches(epoch)[start:]):
             labels = None if self._labels is None else self._labels[indices]
             yield RawBatch(pixels.permute(0, 3, 1, 2), indices, labels)
 
-    def _pixels(self, batches: NDArray[np.int64], on_device: Tensor) -> Iterator[Tensor]:
-        """uint8 [B, S, S, 3] on the device for every row of `batches`, int64 [steps, B]."""
+    def _steps(self, batches: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(indices, pixels), both on the device, for every row of `batches`, int64 [steps, B]."""
+        return zip(self._indices(batches), self._pixels(batches))
+
+    def _indices(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
+        """int64 [B] on the device, a step."""
+        # Neither step by step, for each copy makes the host wait, nor all at once: of 10⁷ images that is 80 MB.
+        for start in range(0, len(batches), SENT):
+            yield from torch.from_numpy(batches[start : start + SENT]).to(self.device)
+
+    def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
+        """uint8 [B, S, S, 3] on the device, a step."""
         raise NotImplementedError(f"{type(self).__name__} defines no _pixels")
 
 
@@ -115,12 +125,15 @@ class Resident(Loader):
         for s, pixels in zip(starts, ordered_map(self.store.read, chunks, self.workers, self.workers + 1)):
             self._data[s : s + len(pixels)] = torch.from_numpy(pixels).to(self.device)
 
-    def _pixels(self, batches: NDArray[np.int64], on_device: Tensor) -> Iterator[Tensor]:
+    def _steps(self, batches: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.device.type == "cpu":
-            # Waking torch's thread pool costs more than the copy, on a busy machine many times more.
-            pixels = self._data.numpy()
-            return (torch.from_numpy(pixels[rows]) for rows in batches)
-        return (self._data.index_select(0, rows) for rows in on_device)
+            return super()._steps(batches)
+        return ((indices, self._data.index_select(0, indices)) for indices in self._indices(batches))
+
+    def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
+        # Waking torch's thread pool costs more than the copy, on a busy machine many times more.
+        pixels = self._data.numpy()
+        return (torch.from_numpy(pixels[rows]) for rows in batches)
 
 
 class Threads(Loader):
@@ -128,7 +141,7 @@ class Threads(Loader):
 
     kind = "torch"
 
-    def _pixels(self, batches: NDArray[np.int64], on_device: Tensor) -> Iterator[Tensor]:
+    def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
         decoded = ordered_map(self.store.read, batches, self.workers, ahead=self.workers + 2)
         return (_to_device(pixels, self.device) for pixels in decoded)
 
@@ -142,7 +155,7 @@ class FFCV(Loader):
         super().__init__(*parts)
         self._stream = _ffcv_loader(self.store, self.order.batch_size, self.workers)
 
-    def _pixels(self, batches: NDArray[np.int64], on_device: Tensor) -> Iterator[Tensor]:
+    def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
         order = _Fixed(self.store.rows[batches.reshape(-1)])
         self._stream.traversal_order, self._stream.first_traversal_order = order, order.rows
         ahead = iter(self._stream)

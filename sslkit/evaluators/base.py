@@ -184,14 +184,17 @@ class Subject:
         from sslkit.data import in_order
 
         x = torch.empty(0)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         for batch in in_order(store, batch_size=self.batch_size, device=self.device):
             with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
                 out = network(self.views(batch.images))
             if not len(x):
                 # Filled in place: a million features and a second copy of them need not fit together.
                 x = torch.empty(len(store), out.shape[1], device=self.device)
-            x[batch.indices] = out.float()
-        if not x.isfinite().all():
+            x[batch.indices] = out = out.float()
+            # Of all at once it would take as much memory again as the features.
+            finite &= out.isfinite().all()
+        if not finite:
             raise UserError("the backbone's features are not finite: its weights are damaged, or training diverged")
         return x
 

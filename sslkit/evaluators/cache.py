@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,7 +34,7 @@ class FeatureCache:
     def path(self, store: "Store") -> Path:
         """The file for these images: another one where the file they are in, or the choice of rows, changes."""
         stat = store.path.stat()
-        rows = hashlib.blake2b(store.rows.tobytes(), digest_size=10).hexdigest()
+        rows = hashlib.blake2b(np.ascontiguousarray(store.rows).data, digest_size=10).hexdigest()
         images = [str(store.path.resolve()), stat.st_size, stat.st_mtime_ns, rows]
         return self.folder / f"{digest(*self.key, images)}.safetensors"
 

@@ -11,7 +11,12 @@ from torch.nn import functional as F
 from sslkit.evaluators.base import Evaluator, Subject, accuracy, features_at
 
 SIMILARITIES = 2**25
-"""How many similarities are held at once: 128 MB of float32."""
+"""How many similarities are held at once: 128 MiB of float32."""
+QUERIES = 1024
+"""Test images that are compared at once: enough that a matrix product pays."""
+
+Nearness = Callable[[Tensor, slice], Tensor]
+"""nearness(x [m, width], rows) -> [m, number of rows] to these training images, larger for nearer."""
 
 
 class KNN(Evaluator):
@@ -54,24 +59,26 @@ class KNN(Evaluator):
     def predict(self, train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int) -> Tensor:
         """The up to five classes with most votes, best first, int64 [M, min(5, classes)]; -1: no vote was left.
 
-        Memory beyond the features is bounded, however many there are.
+        Memory beyond the features is bounded, however many there are: by SIMILARITIES numbers
+        and a few a query and neighbour.
         """
-        chunk = max(1, SIMILARITIES // max(len(train_x), classes))
+        k = min(self.config.k, len(train_x))
+        queries = max(1, min(QUERIES, SIMILARITIES // max(classes, 2 * k)))
         nearness = self._nearness(train_x)
-        return torch.cat([self._vote(nearness(x), train_y, classes) for x in test_x.split(chunk)])
+        found = (_nearest(nearness, x, len(train_x), k) for x in test_x.split(queries))
+        return torch.cat([self._vote(nearest, train_y[rows], classes) for nearest, rows in found])
 
-    def _nearness(self, train_x: Tensor) -> Callable[[Tensor], Tensor]:
-        """x [m, width] -> [m, N], larger for nearer, without a changed copy of all training features."""
+    def _nearness(self, train_x: Tensor) -> Nearness:
+        """Without a changed copy of all training features."""
         rows = max(1, SIMILARITIES // train_x.shape[1])
         norms = torch.cat([part.norm(dim=1) for part in train_x.split(rows)])
         if self.config.metric == "cosine":
-            return lambda x: (F.normalize(x) @ train_x.T).div_(norms.clamp_min(1e-12))
+            return lambda x, rows: (F.normalize(x) @ train_x[rows].T).div_(norms[rows].clamp_min(1e-12))
         # ‖x − c‖² = ‖x‖² − 2(x·c − ‖c‖²/2), and ‖x‖² is the same for all c.
-        return lambda x: torch.addmm(norms.square(), x, train_x.T, beta=-0.5)
+        return lambda x, rows: torch.addmm(norms[rows].square(), x, train_x[rows].T, beta=-0.5)
 
-    def _vote(self, nearness: Tensor, train_y: Tensor, classes: int) -> Tensor:
-        nearest, index = nearness.topk(min(self.config.k, len(train_y)))
-        votes = nearest.new_zeros(len(nearest), classes).scatter_add_(1, train_y[index], self._weights(nearest))
+    def _vote(self, nearest: Tensor, labels: Tensor, classes: int) -> Tensor:
+        votes = nearest.new_zeros(len(nearest), classes).scatter_add_(1, labels, self._weights(nearest))
         most, ranking = votes.topk(min(5, classes))
         return ranking.masked_fill(most == 0, -1)
 
@@ -84,3 +91,16 @@ class KNN(Evaluator):
         k = nearest.shape[1]
         rank = torch.arange(k, 0, -1, device=nearest.device, dtype=nearest.dtype)
         return (1 + rank / (k * (k + 1))).expand_as(nearest)
+
+
+def _nearest(nearness: Nearness, x: Tensor, images: int, k: int) -> tuple[Tensor, Tensor]:
+    """(nearness, row) of the k nearest training images, nearest first, [m, k]; one block of them after another."""
+    block = max(1, SIMILARITIES // len(x))
+    best, index = x.new_empty(len(x), 0), x.new_empty(len(x), 0, dtype=torch.int64)
+    for start in range(0, images, block):
+        stop = min(start + block, images)
+        # Under no name, or the block would still be there while the next one is made.
+        values, rows = nearness(x, slice(start, stop)).topk(min(k, stop - start))
+        best, order = torch.cat([best, values], 1).topk(min(k, best.shape[1] + values.shape[1]))
+        index = torch.cat([index, rows + start], 1).gather(1, order)
+    return best, index

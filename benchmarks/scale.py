@@ -1,0 +1,379 @@
+"""How cost grows: with the batch, the images' size and number, the classes, the processes; packing and kNN too.
+
+    python benchmarks/scale.py [--only batch,size,...] [--device auto] [--small] [--out benchmarks/results]
+
+Protocol: images of noise. A training step is SimCLR's on ShuffleNetV2 1.0x with its original stem, data and views
+included, built as a run builds it: WARM steps, then the median of REPEATS. Data sets larger than REAL images are
+simulated: rows of a larger index stand on the same few images, so order, indices and labels cost what they would and
+only the disk does not. Memory is what the process holds at most above what it held before, without pages of mapped
+files, sampled every 5 ms. Every part runs in a process of its own. About 8 minutes on two cores; --small is for tests.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+WARM, REPEATS = 1, 3
+REAL = 2048
+"""Images that are really there."""
+BATCH, SIDE = 256, 32
+SIZES: dict[str, dict[str, list[int]]] = {
+    "full": {
+        "batch": [32, 64, 128, 256, 512, 1024],
+        "size": [32, 64, 96, 128],
+        "classes": [10, 100, 1000, 10_000],
+        "data": [10**3, 10**4, 10**5, 10**6, 10**7],
+        "processes": [1, 2],
+        "packing": [10**3, 10**4, 10**5],
+        "knn": [10**4, 10**5, 10**6],
+    },
+    "small": {
+        "batch": [8, 16],
+        "size": [32, 40],
+        "classes": [3, 5],
+        "data": [10**3, 10**4],
+        "processes": [1],
+        "packing": [30, 60],
+        "knn": [500, 1000],
+    },
+}
+KNN_WIDTH, KNN_QUERIES = 512, 512
+LOADER_IMAGES = 200_000
+"""Images that a loader alone is timed over, at most."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=lambda words: words.split(","), default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part:
+        print(json.dumps(list(measure(args.part, args.device, args.small))))
+        return
+    if unknown := set(args.only) - set(PARTS):
+        parser.error(f"there is no part {min(unknown)!r}; there are {', '.join(PARTS)}")
+    from sslkit.build import pick_device
+
+    path = args.out / f"scale-{pick_device(args.device).type}.json"
+    report = compose(args.only, args.device, args.small, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    draw(report["parts"], path.with_suffix(".svg"))
+
+
+def compose(parts: list[str], device: str, small: bool, path: Path) -> dict[str, Any]:
+    """What is measured now, beside the other parts of an earlier report at `path`."""
+    from sslkit.runs import environment
+
+    before = json.loads(path.read_text()) if path.exists() else {"parts": {}, "environment": {}}
+    words = [sys.executable, __file__, "--device", device, *["--small"] * small]
+    about = {k: v for k, v in environment().items() if k != "command"}
+    for part in parts:
+        done = subprocess.run([*words, "--part", part], check=True, stdout=subprocess.PIPE, text=True)
+        before["parts"][part] = json.loads(done.stdout.splitlines()[-1])
+        before["environment"][part] = about
+    protocol = f"{__doc__.partition('Protocol: ')[2]} WARM={WARM}, REPEATS={REPEATS}, REAL={REAL}, seed 0."
+    return {"protocol": " ".join(protocol.split()), **before}
+
+
+def measure(part: str, device: str, small: bool) -> Iterator[dict[str, Any]]:
+    """One object a size."""
+    with tempfile.TemporaryDirectory() as folder:
+        for n in SIZES["small" if small else "full"][part]:
+            batch = 16 if small else BATCH
+            found = PARTS[part](n, Path(folder), device, batch)
+            print(part, n, found, file=sys.stderr)
+            yield {"n": n} | found
+
+
+# --- a training step ---
+
+
+def by_batch(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+    return {"images_per_second": speed(training(folder, device, n))}
+
+
+def by_size(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+    return {"images_per_second": speed(training(folder, device, batch // 2, side=n))}
+
+
+def by_classes(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+    methods = ("simclr", "supervised")
+    return {m: speed(training(folder, device, batch, method=m, classes=n)) for m in methods}
+
+
+def by_data(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+    """A step, and each loader alone, over an index of n rows."""
+    from sslkit.data import ffcv_missing, make_loader
+
+    parts = training(folder, device, batch)
+    kinds = ["torch"] if ffcv_missing() else ["torch", "ffcv"]
+    found: dict[str, float] = {}
+    for kind in kinds:
+        # What is loaded and compiled but once is no part of the memory of a data set.
+        next(make_loader(parts.stores.pretrain, batch_size=batch, seed=0, device=parts.device, kind=kind).epoch(0))
+        with Held() as held:
+            store = parts.stores.pretrain.subset(np.arange(n) % len(parts.stores.pretrain))
+            began = time.perf_counter()
+            loader = make_loader(store, batch_size=batch, seed=0, device=parts.device, kind=kind)  # type: ignore[arg-type]
+            found |= {f"{kind}_{k}": v for k, v in _streamed(loader, began).items()}
+        found[f"{kind}_mb"] = held.most / 1e6
+        found[f"{kind}_step_images_per_second"] = speed(replace(parts, loader=loader))
+    return found
+
+
+def _streamed(loader: Any, began: float) -> dict[str, float]:
+    """Seconds from `began` to the first batch, and images/s of the loader alone after it."""
+    batches = chain.from_iterable(loader.epoch(epoch) for epoch in count())
+    next(batches)
+    first, seen = time.perf_counter(), 0
+    for raw in islice(batches, LOADER_IMAGES // loader.order.batch_size):
+        seen += len(raw.indices)
+        if time.perf_counter() - first > 3:
+            break
+    return {"first_batch_seconds": first - began, "images_per_second": seen / (time.perf_counter() - first)}
+
+
+def by_processes(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+    """Whole runs: the epochs after the first."""
+    path, out = packed(folder, SIDE, 10), folder / f"run{n}"
+    words = [*_words("simclr", path, device, batch), f"devices={n}", f"epochs={REPEATS + 1}", f"out={out}"]
+    options = ["checkpoint_every=0", "eval_every=0", "evaluators=[]", "log_every=1000000"]
+    subprocess.run([sys.executable, "-m", "sslkit", "run", *words, *options], check=True, stdout=sys.stderr)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {"images_per_second": statistics.median(line["images_per_second"] for line in lines[1:])}
+
+
+def training(folder: Path, device: str, batch: int, method: str = "simclr", side: int = SIDE, classes: int = 10) -> Any:
+    """The parts of a run, as `sslkit run` would build them."""
+    from sslkit.build import build
+    from sslkit.resolve import resolve
+
+    words = [*_words(method, packed(folder, side, classes), device, batch), "epochs=100"]
+    return build(resolve(words).config, lambda text: None)
+
+
+def _words(method: str, path: Path, device: str, batch: int) -> list[str]:
+    network = ["backbone=shufflenetv2", "backbone.stem=imagenet"]
+    return [f"method={method}", *network, f"data={path}", f"batch_size={batch}", f"device={device}", "seed=0"]
+
+
+def packed(folder: Path, side: int, classes: int) -> Path:
+    """REAL images of noise, labelled from 0 to classes - 1."""
+    from sslkit.data import ArrayImages, pack
+
+    path = folder / f"noise-{side}-{classes}.beton"
+    if not path.exists():
+        pixels = np.random.default_rng(0).integers(0, 256, (REAL, side, side, 3), np.uint8)
+        labels = np.linspace(0, classes - 1, REAL).round().astype(np.int64)
+        pack(ArrayImages(lambda: (pixels, labels), "noise"), path, size=side)
+    return path
+
+
+def speed(parts: Any) -> float:
+    """Images a second of whole steps."""
+    from sslkit.evaluators.cost import synchronize
+    from sslkit.step import train_step
+
+    batches = chain.from_iterable(parts.loader.epoch(epoch) for epoch in count())
+    seconds = []
+    for step in range(WARM + REPEATS):
+        began = time.perf_counter()
+        parts.schedule.set(step)
+        train_step(parts, [next(batches)], step)
+        synchronize(parts.device)
+        seconds.append(time.perf_counter() - began)
+    return parts.config.batch_size / statistics.median(seconds[WARM:])
+
+
+# --- packing and kNN ---
+
+
+def by_packing(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+    """JPEG files of about 32 px in 100 folders, packed raw."""
+    from sslkit.data import pack
+    from sslkit.data.folder import FileImages
+
+    _write_files(folder / str(n), n)
+    pack(FileImages(folder / str(n) / "00"), folder / "warm.beton", size=SIDE)
+    with Held() as held:
+        images = FileImages(folder / str(n))
+        began, worked = time.perf_counter(), time.process_time()
+        pack(images, folder / f"{n}.beton", size=SIDE)
+        seconds, worked = time.perf_counter() - began, time.process_time() - worked
+    return {"images_per_second": n / seconds, "cores": worked / seconds, "mb": held.most / 1e6}
+
+
+def _write_files(folder: Path, n: int) -> None:
+    rng = np.random.default_rng(0)
+    bodies = []
+    for side in range(SIDE, SIDE + 16):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(file, "JPEG")
+        bodies.append(file.getvalue())
+    for k in range(100):
+        (folder / f"{k:02d}").mkdir(parents=True)
+    for i in range(n):
+        with open(f"{folder}/{i % 100:02d}/{i:07d}.jpg", "wb") as out:
+            out.write(bodies[i % len(bodies)])
+
+
+def by_knn(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+    """Features of noise; memory beside the features, on the CPU or, with CUDA, on the device."""
+    from sslkit.build import pick_device
+    from sslkit.evaluators import KNN
+
+    where = pick_device(device)
+    bank, queries = (torch.randn(rows, KNN_WIDTH, device=where) for rows in (n, KNN_QUERIES))
+    labels = torch.arange(n, device=where) % 1000
+    vote = KNN(KNN.Config()).predict
+    vote(bank[:5000], labels[:5000], queries, 1000)
+    with Held(where) as held:
+        began = time.perf_counter()
+        vote(bank, labels, queries, 1000).cpu()
+        seconds = time.perf_counter() - began
+    return {"queries_per_second": KNN_QUERIES / seconds, "mb": held.most / 1e6}
+
+
+class Held:
+    """`most`: bytes of memory held at most inside, above what was held before."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._cuda = device is not None and device.type == "cuda"
+        self._over = threading.Event()
+        self._sampler = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> "Held":
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self._before = self._peak = self._now()
+        self._sampler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._sampler.join()
+        self.most = self._peak - self._before
+
+    def _sample(self) -> None:
+        while not self._over.wait(0.005):
+            self._peak = max(self._peak, self._now())
+        self._peak = max(self._peak, self._now())
+
+    def _now(self) -> int:
+        if self._cuda:
+            return torch.cuda.max_memory_allocated()
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+PARTS: dict[str, Callable[[int, Path, str, int], dict[str, float]]] = {
+    "batch": by_batch,
+    "size": by_size,
+    "classes": by_classes,
+    "data": by_data,
+    "processes": by_processes,
+    "packing": by_packing,
+    "knn": by_knn,
+}
+
+# --- the chart ---
+
+Panel = tuple[str, str, str, dict[str, str]]
+STEP = "images/s of a step"
+PANELS: list[Panel] = [
+    ("batch", "images a batch", STEP, {"images_per_second": "SimCLR"}),
+    ("size", "image side, px", STEP, {"images_per_second": "SimCLR"}),
+    ("classes", "classes", STEP, {"simclr": "SimCLR", "supervised": "supervised"}),
+    (
+        "data",
+        "images in the data set",
+        STEP,
+        {"torch_step_images_per_second": "loader=torch", "ffcv_step_images_per_second": "loader=ffcv"},
+    ),
+    (
+        "data",
+        "images in the data set",
+        "images/s of the loader alone",
+        {"torch_images_per_second": "loader=torch", "ffcv_images_per_second": "loader=ffcv"},
+    ),
+    (
+        "data",
+        "images in the data set",
+        "seconds to the first batch",
+        {"torch_first_batch_seconds": "loader=torch", "ffcv_first_batch_seconds": "loader=ffcv"},
+    ),
+    ("data", "images in the data set", "MB held by the loader", {"torch_mb": "loader=torch", "ffcv_mb": "loader=ffcv"}),
+    ("processes", "processes", "images/s of a run", {"images_per_second": "SimCLR"}),
+    ("packing", "files", "images/s packed", {"images_per_second": "32 px JPEG files"}),
+    ("packing", "files", "MB held while packing", {"mb": "32 px JPEG files"}),
+    ("knn", "training images", "queries/s of kNN", {"queries_per_second": f"{KNN_WIDTH} wide, k=200"}),
+    ("knn", "training images", "MB held beside the features", {"mb": f"{KNN_WIDTH} wide, k=200"}),
+]
+COLOURS = ["#0072B2", "#D55E00"]
+
+
+def draw(parts: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """One small panel a question, all from zero."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [panel for panel in PANELS if panel[0] in parts]
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, panel in zip(axes.flat, shown):
+        _panel(axis, parts[panel[0]], panel)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _panel(axis: Any, found: list[dict[str, float]], panel: Panel) -> None:
+    part, across, up, names = panel
+    for colour, (key, name) in zip(COLOURS, names.items()):
+        if key in found[0]:
+            axis.plot([f["n"] for f in found], [f[key] for f in found], "o-", color=colour, label=name, markersize=4)
+    axis.set_xscale("linear" if part in ("size", "processes") else "log", **_base(part))
+    axis.set_xticks([f["n"] for f in found], labels=[_short(f["n"]) for f in found])
+    axis.minorticks_off()
+    axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+    axis.set_xlabel(across)
+    axis.set_title(up, fontsize=10, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _base(part: str) -> dict[str, int]:
+    return {"base": 2} if part == "batch" else {}
+
+
+def _short(n: float) -> str:
+    power = round(np.log10(n))
+    return f"$10^{power}$" if n == 10**power and power > 2 else f"{n:g}"
+
+
+if __name__ == "__main__":
+    main()
