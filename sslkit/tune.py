@@ -71,7 +71,7 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
     config = parts.config
     start = usual(config, parts.device)
     eager = eager_candidates(config, parts.device)
-    if config.tune == "off" or parts.device.type not in ("cpu", "cuda") or parts.steps < FEWEST_STEPS:
+    if not config.tune or parts.device.type not in ("cpu", "cuda") or parts.steps < FEWEST_STEPS:
         return start
     if len(eager) == 1 and not compiled_candidates(config, parts.device, start):
         return start
