@@ -26,7 +26,7 @@ from sslkit.step import train_step
 if TYPE_CHECKING:
     from sslkit.build import Parts
 
-FEWEST_STEPS = 300
+FEWEST_STEPS = 500
 """A shorter run would lose more by trying than it could gain."""
 TIMED_STEPS = 3
 """Steps of each way after the first, which warms up and is timed apart."""
