@@ -98,7 +98,8 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
 def choose(timings: list[Timing], steps: int) -> Execution:
     """The way that is done first with `steps` steps; the first of the list, the usual one, unless beaten clearly.
 
-    Where the usual one failed, any that works beats it. A way that failed, or whose first loss is not what it should be to its precision, is no choice.
+    A way that failed, or whose first loss is not what it should be to its precision, is no choice. Where the
+    usual one failed, any other beats it.
     """
     usual_way = timings[0]
     fit = [t for t in timings[1:] if not t.error and _agrees(t, usual_way) and _beats(t, usual_way, steps)]
