@@ -7,6 +7,7 @@ from itertools import islice
 
 import pytest
 import torch
+from small import PlainBackbone, make, without_batch_norm
 
 from sslkit import engine, execution, tune
 from sslkit.augment.views import Views
@@ -14,6 +15,7 @@ from sslkit.build import Parts, build
 from sslkit.config import RunConfig
 from sslkit.execution import Execution, compiled_candidates, eager_candidates, uncompiled, usual
 from sslkit.meter import Meter
+from sslkit.methods import RunInfo
 from sslkit.resolve import resolve
 from sslkit.step import train_step
 from sslkit.tune import Timing, choose, in_words
@@ -350,9 +352,22 @@ def test_the_network_sees_the_layout_that_was_chosen(last):
     assert convolution.is_contiguous(memory_format=torch.channels_last) is last
 
 
+def calm(way: Execution) -> Parts:
+    """A run whose network has no batch norm, which on few small images makes much of little differences."""
+    parts = built("tune=off")
+    torch.manual_seed(0)
+    info = RunInfo(len(parts.stores.pretrain), len(parts.stores.pretrain.classes), 32)
+    parts.method = parts.trained = without_batch_norm(make("simclr", PlainBackbone(), info))
+    parts.optimizer = torch.optim.SGD(parts.method.parameters(), lr=0.1)
+    parts.execution = way
+    way.apply(parts.method)
+    return parts
+
+
 def test_layouts_agree():
-    one, other = (stepped(built(*GENTLE, f"channels_last={last}"), 3) for last in (True, False))
-    assert one == pytest.approx(other, rel=1e-3)
+    one, other = (stepped(calm(way), 3) for way in (USUAL, FIRST))
+    assert one == pytest.approx(other, rel=1e-4)
+    assert one[0] != one[1]
 
 
 def test_bf16_agrees_on_the_cpu():
@@ -374,7 +389,7 @@ def test_plain_kernels_reach_every_view_and_agree(augment):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_run_is_the_plain_one():
-    plain, compiled = (built(*GENTLE, f"compile={on}") for on in (False, True))
+    plain, compiled = calm(USUAL), calm(replace(USUAL, compile="default"))
     network = compiled.method.backbone
     assert network._compiled_call_impl is not None
     expected, keys = stepped(plain, 3), plain.method.state_dict().keys()
