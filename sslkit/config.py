@@ -147,6 +147,12 @@ class RunConfig(Config):
     report: bool = True
     """Write report.html at the end: `sslkit report RUN` does so later."""
 
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _word_for_switch(cls, tune: Any) -> Any:
+        """YAML reads off as false."""
+        return {False: "off", True: "auto"}.get(tune, tune) if isinstance(tune, bool) else tune
+
     @field_validator("trackers", mode="before")
     @classmethod
     def _several(cls, trackers: Any) -> Any:

@@ -283,9 +283,9 @@ def _evaluate_if_due(run: Run, parts: Parts, epoch: int, step: int, display: Dis
     if step % parts.steps_per_epoch or not (epoch in (0, last) or (every and epoch % every == 0)):
         return
     known = {r["evaluator"] for r in run.evaluations if r["epoch"] == epoch and r["during_run"]}
-    todo = [e for e in parts.config.evaluators if e.name not in known]
+    todo = [e for e in evaluation.possible(parts.config.evaluators, parts.stores) if e.name not in known]
     stopper.stop_if_asked()
-    if todo and parts.stores.train is not None and distributed.is_main():
+    if todo and distributed.is_main():
         with uncompiled():
             stopper.at_once(lambda: _evaluate(run, parts, todo, {"epoch": epoch, "step": step}, display))
     stopper.stop_if_asked()

@@ -38,8 +38,11 @@ def evaluate(
     before anything is measured, where another is asked for.
     """
     evaluators = list(evaluators)
-    if stores.train is None or stores.test is None:
-        _refuse_those_that_need_labels(evaluators)
+    if impossible := [e.name for e in evaluators if e not in possible(evaluators, stores)]:
+        raise UserError(
+            f"there are no labels to evaluate with, which {' and '.join(impossible)} cannot do without; "
+            "name labelled images with eval_data="
+        )
     subject = Subject(
         backbone,
         stores.train or stores.pretrain,
@@ -55,13 +58,11 @@ def evaluate(
         yield _measure(subject, choice, stores)
 
 
-def _refuse_those_that_need_labels(evaluators: list[Choice]) -> None:
-    names = [e.name for e in evaluators if plugins.find("evaluators", e.name).needs_labels]
-    if names:
-        raise UserError(
-            f"there are no labels to evaluate with, which {' and '.join(names)} cannot do without; "
-            "name labelled images with eval_data="
-        )
+def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:
+    """All of them; where there are no labelled images, those that need none."""
+    if stores.train is not None and stores.test is not None:
+        return list(evaluators)
+    return [e for e in evaluators if not plugins.find("evaluators", e.name).needs_labels]
 
 
 def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, Any]:

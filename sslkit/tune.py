@@ -6,6 +6,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,7 +53,9 @@ class Timing:
     step: float = 0.0
     """Median seconds of a further step."""
     loss: float = 0.0
-    """Loss of the first step, of the same weights and views for every way."""
+    """Loss of the first step, of the same weights and views for every way timed with it."""
+    expected: float = 0.0
+    """That of the first way timed with it: a later run, of another seed, may have timed the others."""
     error: str = ""
     """Why it cannot be used here."""
 
@@ -77,12 +80,12 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
         return start
     file = _memory(parts)
     known = distributed.from_main(_recall(file) if distributed.is_main() else None)
-    timings = distributed.from_main(known | _measure(parts, [way for way in eager if way not in known], say))
+    timings = known if known.keys() >= set(eager) else known | _measure(parts, eager, say)
     best = choose([timings[way] for way in eager], parts.steps)
     compiled = compiled_candidates(config, parts.device, best)
-    if timings[best].total(parts.steps) > COMPILING_PAYS:
-        found = _measure(parts, [way for way in compiled if way not in timings], say)
-        timings |= distributed.from_main(found)
+    if timings[best].total(parts.steps) > COMPILING_PAYS and not timings.keys() >= set(compiled):
+        # What is known of the best stays: a second run must come to the same best.
+        timings = _measure(parts, [best, *compiled], say) | timings
     open_ways = [timings[way] for way in [*eager, *compiled] if way in timings]
     chosen = choose(open_ways, parts.steps)
     if distributed.is_main():
@@ -95,7 +98,8 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
 def choose(timings: list[Timing], steps: int) -> Execution:
     """The way that is done first with `steps` steps; the first of the list, the usual one, unless beaten clearly.
 
-    A way that failed, or whose first loss is not that of the usual way to its precision, is no choice.
+    A way that failed, or whose first loss is not what it should be to its precision, is no choice. Where the
+    usual one failed, any other beats it.
     """
     usual_way = timings[0]
     fit = [t for t in timings[1:] if not t.error and _agrees(t, usual_way) and _beats(t, usual_way, steps)]
@@ -104,12 +108,14 @@ def choose(timings: list[Timing], steps: int) -> Execution:
 
 def _beats(timing: Timing, usual_way: Timing, steps: int) -> bool:
     coarser = usual_way.execution.precision == "fp32" != timing.execution.precision
+    if usual_way.error:
+        return True
     return timing.total(steps) < (COARSER_MARGIN if coarser else MARGIN) * usual_way.total(steps)
 
 
 def _agrees(timing: Timing, usual_way: Timing) -> bool:
     coarser = max(AGREEMENT[t.execution.precision] for t in (timing, usual_way))
-    return abs(timing.loss - usual_way.loss) <= coarser * max(1.0, abs(usual_way.loss))
+    return abs(timing.loss - timing.expected) <= coarser * max(1.0, abs(timing.expected))
 
 
 def in_words(timings: list[Timing], chosen: Execution, images: int) -> Iterator[str]:
@@ -124,62 +130,85 @@ def _figures(timing: Timing, usual_way: Timing, images: int) -> str:
     if timing.error:
         return f"not possible here: {timing.error}"
     compiling = f", {timing.first:.0f} s to compile" if timing.execution.compile != "no" else ""
-    differs = "" if _agrees(timing, usual_way) else f", but its loss is {timing.loss:.4g}, not {usual_way.loss:.4g}"
+    differs = "" if _agrees(timing, usual_way) else f", but its loss is {timing.loss:.4g}, not {timing.expected:.4g}"
     return f"{timing.step * 1e3:7.1f} ms a step, {images / timing.step:6.0f} images/s{compiling}{differs}"
 
 
 def _measure(parts: "Parts", ways: list[Execution], say: Callable[[str], None]) -> dict[Execution, Timing]:
-    """Time each way: its first step by itself, then all in turns, so that a noisy moment hits them alike."""
+    """Time each way: its first step by itself, then all in turns, so that a noisy moment hits them alike.
+
+    The first of them that works says what the first loss should be. Returns the same on all processes.
+    """
     if any(way.compile != "no" for way in ways):
         say("the run is long enough for compiling to pay: trying it takes a minute or two")
     raws = [_raw_batch(parts, number) for number in range(parts.config.accumulate)]
     with torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
-        trials = {way: _Trial(parts, way) for way in ways}
-        for trial in trials.values():
+        # Kernels that are loaded or compiled once a process must not count for the way that happens to be first.
+        _Trial(parts, replace(ways[0], compile="no")).begin(raws)
+        trials = [_Trial(parts, way) for way in ways]
+        for trial in trials:
             trial.begin(raws)
-        took = sum(trial.first for trial in trials.values() if trial.way.compile == "no")
+        took = sum(trial.first for trial in trials if trial.way.compile == "no")
         for _ in range(distributed.from_main(1 if took > LONG else TIMED_STEPS)):
-            for trial in trials.values():
+            for trial in trials:
                 trial.step(raws)
-        return {way: trial.timing() for way, trial in trials.items()}
+    expected = next((trial.loss for trial in trials if not trial.error), 0.0)
+    timings = {trial.way: trial.timing(expected) for trial in trials}
+    del trials
+    if parts.device.type == "cuda":
+        # What the run says of its memory must not count these copies.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(parts.device)
+    return distributed.from_main(timings)
 
 
 class _Trial:
-    """One way on its own copy of the method, with its own optimizer."""
+    """One way on its own copy of the method, with its own optimizer; freed where it fails."""
 
     def __init__(self, parts: "Parts", way: Execution) -> None:
         self.way = way
-        self.first, self._loss, self._error = 0.0, 0.0, ""
+        self.first, self.loss, self.error = 0.0, 0.0, ""
         self._times: list[float] = []
-        method = deepcopy(parts.method)
-        way.apply(method)
-        optimizer = make_optimizer(method, parts.config.optimizer, parts.peak_lr, method.constant_lr)
-        scaler = torch.amp.GradScaler(parts.device.type, enabled=way.precision == "fp16")
-        self._parts = replace(parts, method=method, trained=method, optimizer=optimizer, scaler=scaler, execution=way)
+        self._given = self._parts = parts
 
     def begin(self, raws: list[RawBatch]) -> None:
-        self.first, self._loss = self._timed(raws)
+        with self._failing():
+            self._parts = self._copied(self._given)
+            self.first, self.loss = self._timed(raws)
 
     def step(self, raws: list[RawBatch]) -> None:
-        if not self._error:
-            self._times.append(self._timed(raws)[0])
+        if not self.error:
+            with self._failing():
+                self._times.append(self._timed(raws)[0])
+
+    def timing(self, expected: float) -> Timing:
+        if self.error:
+            return Timing(self.way, error=self.error)
+        return Timing(self.way, self.first, median(self._times), self.loss, expected)
+
+    def _copied(self, parts: "Parts") -> "Parts":
+        method = deepcopy(parts.method)
+        self.way.apply(method)
+        optimizer = make_optimizer(method, parts.config.optimizer, parts.peak_lr, method.constant_lr)
+        scaler = torch.amp.GradScaler(parts.device.type, enabled=self.way.precision == "fp16")
+        return replace(parts, method=method, trained=method, optimizer=optimizer, scaler=scaler, execution=self.way)
 
     def _timed(self, raws: list[RawBatch]) -> tuple[float, float]:
-        """Seconds and loss of one step. Whatever a way fails with, the run goes on without it."""
+        """Seconds and loss of one step."""
         began = time.perf_counter()
-        try:
-            # Reading the loss does not wait for the update that follows it.
-            loss = float(train_step(self._parts, raws, 0)["loss"])
-            synchronize(self._parts.device)
-        except Exception as error:
-            self._error = " ".join(str(error).split())[:200] or type(error).__name__
-            return 0.0, 0.0
+        # Reading the loss does not wait for the update that follows it.
+        loss = float(train_step(self._parts, raws, 0)["loss"])
+        synchronize(self._parts.device)
         return time.perf_counter() - began, loss
 
-    def timing(self) -> Timing:
-        if self._error:
-            return Timing(self.way, error=self._error)
-        return Timing(self.way, self.first, median(self._times), self._loss)
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Whatever a way fails with, the run goes on without it."""
+        try:
+            yield
+        except Exception as error:
+            self.error = " ".join(str(error).split())[:200] or type(error).__name__
+            self._parts = self._given
 
 
 def _raw_batch(parts: "Parts", number: int) -> RawBatch:
@@ -209,6 +238,7 @@ def _key(parts: "Parts") -> dict[str, Any]:
         "method": config.method.flat(),
         "backbone": config.backbone.flat(),
         "augment": config.augment.flat(),
+        "kernels": config.kernels,
         "optimizer": config.optimizer.name,
         "image_size": parts.stores.image_size,
         "batch_size": config.batch_size,

@@ -167,11 +167,17 @@ def test_a_flat_folder_pre_trains_without_labels_and_evaluates_elsewhere(tmp_pat
         "epochs=1",
         "out=run",
         "data.image_size=32",
+        "evaluators=[knn,cost]",
+        "evaluators.cost.seconds=0.1",
     ]
     done = sslkit(*words)
     assert done.returncode == 0, done.stderr
     assert "broken.png" in done.stderr
-    assert not (tmp_path / "run/evaluations.jsonl").exists()
+    records = [json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()]
+    assert [(r["evaluator"], r["epoch"], r["split"]) for r in records] == [
+        ("cost", 0, "pretrain"),
+        ("cost", 1, "pretrain"),
+    ], "kNN needs labels, and is left out"
     assert json.loads((tmp_path / "run/environment.json").read_text())["derived"]["skipped"] == 1
     asked = sslkit("evaluate", "../run", "eval_data=digits", "evaluators=[knn]", "--json", cwd=tmp_path / "photos")
     [record] = json.loads(asked.stdout)

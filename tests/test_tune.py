@@ -1,0 +1,406 @@
+"""What `tune=auto` chooses, what it leaves alone and what it remembers; that every way computes the same."""
+
+import copy
+import json
+from dataclasses import asdict, replace
+from itertools import islice
+
+import pytest
+import torch
+from small import PlainBackbone, make, without_batch_norm
+
+from sslkit import engine, execution, tune
+from sslkit.augment.views import Views
+from sslkit.build import Parts, build
+from sslkit.config import RunConfig
+from sslkit.execution import Execution, compiled_candidates, eager_candidates, uncompiled, usual
+from sslkit.meter import Meter
+from sslkit.methods import RunInfo
+from sslkit.resolve import resolve
+from sslkit.step import train_step
+from sslkit.tune import Timing, choose, in_words
+
+GENTLE = ["tune=off", "optimizer=sgd", "optimizer.lr=0.001"]
+"""Adam's first steps make as much of a gradient that is rounding alone as of any other."""
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SETTINGS = {
+    "method": "simclr", "backbone": "shufflenetv2", "data": "shapes", "data.n_train": 32, "data.n_test": 8,
+    "data.image_size": 32, "batch_size": 8, "epochs": 3, "device": "cpu", "evaluators": "[]", "report": "false",
+}  # fmt: skip
+USUAL = Execution()
+FIRST = Execution(channels_last=False)
+HALF = Execution("bf16")
+
+
+def timing(way: Execution, step: float, first: float | None = None, loss: float = 2.0, error: str = "") -> Timing:
+    return Timing(way, step if first is None else first, step, loss, 2.0, error)
+
+
+def config_of(*words: str) -> RunConfig:
+    given = SETTINGS | dict(word.split("=") for word in words)
+    return resolve([f"{key}={value}" for key, value in given.items()]).config
+
+
+def built(*words: str, say=print) -> Parts:
+    return build(config_of(*words), say)
+
+
+def stepped(parts: Parts, count: int = 1) -> list[float]:
+    """Losses of the first steps."""
+    batches = parts.loader.epoch(0)
+    return [float(train_step(parts, list(islice(batches, 1)), step)["loss"]) for step in range(count)]
+
+
+@pytest.fixture
+def tuning(monkeypatch, tmp_path):
+    """Short runs are tuned too, with nothing remembered, and bf16 is open; gives the ways measured so far."""
+    monkeypatch.setattr(tune, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(tune, "TIMED_STEPS", 1)
+    monkeypatch.setattr(execution, "has_bf16", lambda device: True)
+    monkeypatch.setenv("SSLKIT_CACHE", str(tmp_path / "cache"))
+    measured: list[list[Execution]] = []
+    measure = tune._measure
+
+    def counted(parts, ways, say):
+        measured.append(ways)
+        return measure(parts, ways, say)
+
+    monkeypatch.setattr(tune, "_measure", counted)
+    return measured
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """Settles the seconds of a step of each way, and of the first one; the steps themselves are taken."""
+    settled: dict[Execution, tuple[float, float]] = {}
+    timed = tune._Trial._timed
+
+    def of_way(trial, raws):
+        first, step = settled.get(trial.way, (1.0, 1.0))
+        return step if trial.first else first, timed(trial, raws)[1]
+
+    monkeypatch.setattr(tune._Trial, "_timed", of_way)
+    return settled
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Records how networks are compiled, instead of compiling them."""
+    calls: list[dict] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: calls.append(how))
+    return calls
+
+
+# --- choosing ---
+
+
+def test_a_dear_first_step_is_worth_it_in_a_long_run_alone():
+    compiled = Execution(compile="default")
+    ways = [timing(USUAL, 1.0), timing(compiled, 0.5, first=60)]
+    assert choose(ways, 100) == USUAL, "60 + 99 × 0.5 is more than 100"
+    assert choose(ways, 1000) == compiled
+
+
+@pytest.mark.parametrize(("way", "enough", "too_little"), [(FIRST, 0.96, 0.98), (HALF, 0.89, 0.91)])
+def test_a_way_must_be_clearly_faster_and_fewer_digits_by_a_tenth(way, enough, too_little):
+    assert choose([timing(USUAL, 1.0), timing(way, enough)], 1000) == way
+    assert choose([timing(USUAL, 1.0), timing(way, too_little)], 1000) == USUAL
+
+
+def test_more_digits_than_the_usual_way_need_no_tenth():
+    assert choose([timing(HALF, 1.0), timing(USUAL, 0.96)], 1000) == USUAL
+
+
+def test_the_fastest_is_taken_and_the_usual_one_where_nothing_is_faster():
+    assert choose([timing(USUAL, 1.0), timing(FIRST, 0.8), timing(HALF, 0.7)], 1000) == HALF
+    assert choose([timing(USUAL, 1.0), timing(FIRST, 1.0), timing(HALF, 1.5)], 1000) == USUAL
+    assert choose([timing(USUAL, 1.0)], 1000) == USUAL
+
+
+@pytest.mark.parametrize("loss", [2.1, 1.9, float("nan"), float("inf")])
+def test_a_way_with_another_loss_is_no_choice(loss):
+    ways = [timing(USUAL, 1.0), timing(FIRST, 0.1, loss=loss)]
+    assert choose(ways, 1000) == USUAL
+    assert "but its loss is" in list(in_words(ways, USUAL, 8))[2]
+
+
+def test_bf16_may_differ_by_its_own_rounding():
+    assert choose([timing(USUAL, 1.0), timing(HALF, 0.1, loss=2.05)], 1000) == HALF
+    assert choose([timing(HALF, 1.0), timing(USUAL, 0.1, loss=2.05)], 1000) == USUAL
+    assert choose([timing(USUAL, 1.0), timing(HALF, 0.1, loss=2.2)], 1000) == USUAL
+
+
+def test_a_way_that_failed_is_no_choice_unless_all_did():
+    failed = timing(USUAL, 0.0, error="out of memory")
+    assert choose([timing(USUAL, 1.0), replace(failed, execution=FIRST)], 1000) == USUAL
+    assert choose([failed, timing(FIRST, 1.0)], 1000) == FIRST
+    assert choose([failed, replace(failed, execution=FIRST)], 1000) == USUAL, "the run itself will say why"
+
+
+# --- candidates ---
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize(
+    ("words", "precisions", "layouts"),
+    [
+        ([], "both", [True, False]),
+        (["precision=fp32"], ["fp32"], [True, False]),
+        (["precision=bf16"], ["bf16"], [True, False]),
+        (["channels_last=true"], "both", [True]),
+        (["channels_last=false"], "both", [False]),
+        (["precision=bf16", "channels_last=false"], ["bf16"], [False]),
+    ],
+)
+def test_what_is_tried_on_the_cpu(monkeypatch, bf16, words, precisions, layouts):
+    monkeypatch.setattr(execution, "has_bf16", lambda device: bf16)
+    precisions = (["fp32", "bf16"] if bf16 else ["fp32"]) if precisions == "both" else precisions
+    config = config_of(*words)
+    first = Execution(precisions[0], layouts[0])
+    others = [Execution(precision, layouts[0]) for precision in precisions[1:]]
+    others += [Execution(precisions[0], layout) for layout in layouts[1:]]
+    assert usual(config, CPU) == first
+    assert eager_candidates(config, CPU) == [first, *others]
+    assert compiled_candidates(config, CPU, FIRST) == [replace(FIRST, compile="default")]
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_what_is_tried_on_a_gpu(monkeypatch, bf16):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    config = config_of()
+    first, other = ("bf16", "fp32") if bf16 else ("fp32", "bf16")
+    expected = [Execution(first), *([Execution(other)] if bf16 else []), Execution(first, False)]
+    assert eager_candidates(config, CUDA) == expected
+    assert [way.compile for way in compiled_candidates(config, CUDA, FIRST)] == ["default", "graphs"]
+    assert eager_candidates(config_of("precision=fp16", "channels_last=true"), CUDA) == [Execution("fp16")]
+
+
+def test_imitated_bf16_is_not_tried(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert {way.precision for way in eager_candidates(config_of("precision=fp32"), CUDA)} == {"fp32"}
+    assert not execution.has_bf16(CUDA)
+
+
+@pytest.mark.parametrize(("word", "kind"), [("compile=true", "default"), ("compile=false", "no")])
+def test_compile_can_be_fixed(word, kind):
+    config = config_of(word)
+    assert {way.compile for way in eager_candidates(config, CPU)} == {kind}
+    assert compiled_candidates(config, CPU, USUAL) == []
+
+
+# --- a run that is tuned ---
+
+
+def test_tuning_leaves_the_run_as_it_was(tuning, seconds):
+    said: list[str] = []
+    torch.manual_seed(3)
+    tuned = built(say=said.append)
+    state = torch.get_rng_state()
+    assert len(tuning[0]) == 3
+    torch.manual_seed(3)
+    plain = built("tune=off")
+    assert torch.equal(state, torch.get_rng_state())
+    assert tuned.execution == plain.execution == USUAL, "all ways took the same time"
+    assert not tuned.optimizer.state
+    for name, tensor in plain.method.state_dict().items():
+        torch.testing.assert_close(tuned.method.state_dict()[name], tensor, rtol=0, atol=0)
+    assert all(p.grad is None for p in tuned.method.parameters())
+    assert stepped(tuned, 3) == stepped(plain, 3)
+
+
+def test_the_table_is_said_and_the_fastest_is_taken(tuning, seconds):
+    seconds[FIRST], seconds[HALF] = (0.5, 0.5), (0.8, 0.8)
+    said: list[str] = []
+    parts = built(say=said.append)
+    assert parts.execution == FIRST
+    table = said[said.index("tuned by a few real steps of each way (tune=off does without):") + 1 :]
+    assert [line.split(",")[0].strip() for line in table] == ["fp32", "bf16", "fp32"]
+    assert "500.0 ms a step,     16 images/s  <- chosen" in table[2]
+    assert sum("chosen" in line for line in table) == 1
+    stepped(parts)
+
+
+def test_a_second_run_measures_nothing_and_chooses_the_same(tuning, seconds):
+    seconds[FIRST] = (0.5, 0.5)
+    chosen, said = built().execution, []
+    assert built("seed=5", "epochs=9", say=said.append).execution == chosen == FIRST
+    assert len(tuning) == 1
+    assert any("chosen" in line for line in said)
+    assert built("batch_size=16").execution == FIRST
+    assert len(tuning) == 2, "another batch, other times"
+
+
+def test_what_another_seed_measured_is_not_compared_with_this_one(tuning, seconds):
+    seconds[FIRST] = (0.5, 0.5)
+    built("precision=fp32", "channels_last=true", "seed=1", "tune=auto", "compile=false")
+    assert not tuning, "nothing is open"
+    built("channels_last=true", "seed=1")
+    assert built("seed=2").execution == FIRST
+    assert [len(ways) for ways in tuning] == [2, 3]
+
+
+def test_a_damaged_memory_is_measured_anew(tuning, seconds, tmp_path):
+    built()
+    [file] = (tmp_path / "cache/tune").glob("*.json")
+    whole = json.loads(file.read_text())
+    assert whole["about"]["batch_size"] == 8
+    file.write_text("{")
+    assert built().execution == USUAL
+    assert len(tuning) == 2
+    assert json.loads(file.read_text())["about"] == whole["about"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"timings": [{"execution": {"speed": 3}}]}', '{"timings": [7]}'])
+def test_no_timings_are_recalled_from_a_damaged_file(tmp_path, damage):
+    (tmp_path / "damaged.json").write_text(damage)
+    assert tune._recall(tmp_path / "damaged.json") == {}
+    assert tune._recall(tmp_path / "missing.json") == {}
+
+
+def test_off_and_short_runs_time_nothing(tuning, monkeypatch):
+    said: list[str] = []
+    built("tune=off", say=said.append)
+    monkeypatch.setattr(tune, "FEWEST_STEPS", 300)
+    built(say=said.append)
+    assert not tuning
+    assert not any("tuned" in line for line in said)
+
+
+def test_a_way_that_fails_is_told_and_not_taken(tuning, seconds, monkeypatch):
+    seconds[HALF] = (0.1, 0.1)
+    step = tune.train_step
+
+    def failing(parts, raws, number):
+        if parts.execution == HALF:
+            raise RuntimeError("no kernel\n  for this")
+        return step(parts, raws, number)
+
+    monkeypatch.setattr(tune, "train_step", failing)
+    said: list[str] = []
+    assert built(say=said.append).execution == USUAL
+    assert any("not possible here: no kernel for this" in line for line in said)
+    assert built().execution == USUAL
+    assert len(tuning) == 1, "that it failed is remembered"
+
+
+def test_a_way_that_cannot_even_be_set_up_does_not_stop_the_run(tuning, seconds, monkeypatch):
+    apply = Execution.apply
+
+    def failing(way, method):
+        if way == FIRST:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        apply(way, method)
+
+    monkeypatch.setattr(Execution, "apply", failing)
+    assert built().execution == USUAL
+
+
+def test_compiling_is_tried_where_the_run_is_long_enough(tuning, seconds, compiles, monkeypatch):
+    said: list[str] = []
+    seconds[FIRST] = (0.5, 0.5)
+    compiled = replace(FIRST, compile="default")
+    seconds[compiled] = (60.0, 0.1)
+    assert built(say=said.append).execution == FIRST
+    assert not compiles
+    monkeypatch.setattr(tune, "COMPILING_PAYS", 1.0)
+    assert built(say=said.append).execution == FIRST, "tried, and too dear for 12 steps"
+    assert tuning[-1] == [FIRST, compiled]
+    assert compiles == [{"mode": None, "dynamic": False}]
+    assert any("long enough for compiling" in line for line in said)
+    assert any("60 s to compile" in line for line in said)
+    before = len(tuning)
+    assert built("epochs=100").execution == compiled
+    assert len(tuning) == before, "what was measured serves runs of any length"
+
+
+def test_the_slow_copy_is_compiled_too(compiles):
+    parts = built("method=byol", "tune=off", "compile=true")
+    assert parts.execution.compile == "default"
+    assert len(compiles) == 2
+
+
+# --- a run goes on as it began ---
+
+
+def test_resume_keeps_what_was_chosen(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    run = engine.run(resolve([*(f"{key}={value}" for key, value in SETTINGS.items()), f"out={out}"]))
+    assert run.derived["execution"] == asdict(USUAL)
+    file = out / "environment.json"
+    noted = json.loads(file.read_text())
+    noted["derived"]["execution"]["channels_last"] = False
+    file.write_text(json.dumps(noted))
+    kept: list[Parts] = []
+    monkeypatch.setattr(engine, "_train", lambda run, parts, *rest: kept.append(parts))
+    monkeypatch.setattr("sslkit.build.tune", None)
+    engine.resume(out)
+    assert kept[0].execution == FIRST
+
+
+# --- every way computes the same ---
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_the_network_sees_the_layout_that_was_chosen(last):
+    parts = built(f"channels_last={last}", "tune=off")
+    seen: list[torch.Tensor] = []
+    parts.method.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    stepped(parts)
+    assert seen[0].is_contiguous() is not last
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) is last
+    convolution = next(p for p in parts.method.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1)
+    assert convolution.is_contiguous(memory_format=torch.channels_last) is last
+
+
+def calm(way: Execution) -> Parts:
+    """A run whose network has no batch norm, which on few small images makes much of little differences."""
+    parts = built("tune=off")
+    torch.manual_seed(0)
+    info = RunInfo(len(parts.stores.pretrain), len(parts.stores.pretrain.classes), 32)
+    parts.method = parts.trained = without_batch_norm(make("simclr", PlainBackbone(), info))
+    parts.optimizer = torch.optim.SGD(parts.method.parameters(), lr=0.1)
+    parts.execution = way
+    way.apply(parts.method)
+    return parts
+
+
+def test_layouts_agree():
+    one, other = (stepped(calm(way), 3) for way in (USUAL, FIRST))
+    assert one == pytest.approx(other, rel=1e-4)
+    assert one[0] != one[1]
+
+
+def test_bf16_agrees_on_the_cpu():
+    [one], [other] = (stepped(built(f"precision={precision}", "tune=off")) for precision in ("fp32", "bf16"))
+    assert one == pytest.approx(other, rel=5e-2)
+    assert one != other
+
+
+@pytest.mark.parametrize("augment", ["simclr", "swav"])
+def test_plain_kernels_reach_every_view_and_agree(augment):
+    words = [f"method={augment}", f"augment={augment}", *GENTLE]
+    auto, plain = (built(*words, f"kernels={kernels}") for kernels in ("auto", "plain"))
+    views = [part for part in plain.views.modules() if isinstance(part, Views)]
+    assert len(views) == (2 if augment == "swav" else 1)
+    assert {part.kernels for part in views} == {"plain"}
+    assert stepped(auto, 3) == pytest.approx(stepped(plain, 3), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_is_the_plain_one():
+    plain, compiled = calm(USUAL), calm(replace(USUAL, compile="default"))
+    network = compiled.method.backbone
+    assert network._compiled_call_impl is not None
+    expected, keys = stepped(plain, 3), plain.method.state_dict().keys()
+    with Meter(network, CPU) as meter:
+        assert stepped(compiled, 3) == pytest.approx(expected, rel=1e-4)
+        assert meter._health()["feature_std"] > 0
+    assert compiled.method.state_dict().keys() == keys
+    twin = copy.deepcopy(network)
+    assert twin._compiled_call_impl is None, "a copy is a plain network"
+    images = torch.randn(5, 3, 40, 40)
+    with uncompiled(), torch.no_grad():
+        torch.testing.assert_close(network.eval()(images), twin.eval()(images))
+    USUAL.apply(compiled.method)
+    assert network._compiled_call_impl is None
