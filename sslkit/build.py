@@ -4,13 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from threading import Thread
 from typing import Any
 
 import torch
 from torch import nn
 
 from sslkit import distributed, plugins
-from sslkit.augment.views import Views
+from sslkit.augment.views import Views, numba_missing
 from sslkit.backbones import create_backbone
 from sslkit.config import RunConfig
 from sslkit.data import Stores, make_loader, open_stores
@@ -66,6 +67,9 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
     """
     device = pick_device(config.device)
     _set_kernels(config.deterministic, device)
+    if device.type == "cpu" and config.kernels == "auto" and not numba_missing():
+        # It takes seconds on a new machine, in which data can be packed and networks built.
+        Thread(target=_compile_kernels, name="sslkit-kernels").start()
     # One process packs what is not packed yet; the others find it done.
     with distributed.main_first():
         stores = open_stores(config.data, config.eval_data, config.seed, say=say)
@@ -130,6 +134,12 @@ def _make_views(config: RunConfig, stores: Stores, device: torch.device) -> nn.M
         if isinstance(part, Views):
             part.kernels = config.kernels
     return views
+
+
+def _compile_kernels() -> None:
+    from sslkit.augment import cpu
+
+    cpu.prepare()
 
 
 def _set_kernels(deterministic: bool, device: torch.device) -> None:

@@ -148,16 +148,26 @@ def test_a_compiled_recipe_is_one_graph():
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
-def test_kernels_are_kept_for_the_next_process(tmp_path):
-    """Compiling takes seconds; a second process must only load what the first has left."""
-    code = (
-        "import torch; from sslkit.augment import SimCLRViews as S, cpu; "
-        "S(S.Config(), 32, (0, 0, 0), (1, 1, 1))(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)); "
-        "print(sum(cpu._render.stats.cache_hits.values()), sum(cpu._render.stats.cache_misses.values()))"
-    )
+def test_kernels_are_kept_for_the_next_process_and_make_the_same_views_there(tmp_path):
+    """Compiling takes seconds, so a second process loads what the first has left; a run is to be the same in both."""
+    code = """
+import hashlib, torch
+from sslkit import plugins
+from sslkit.augment import cpu
+images = torch.rand(16, 3, 40, 40, generator=torch.Generator().manual_seed(0)).mul(255).to(torch.uint8)
+made = hashlib.sha256()
+for name in ("digits", "simclr", "byol", "beasse"):
+    recipe = plugins.find("augmentations", name)
+    for size in (24, 40, 48):
+        views = recipe(recipe.Config(), size, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+        made.update(views(images, torch.Generator().manual_seed(1))[0].contiguous().numpy().tobytes())
+print(sum(cpu._render.stats.cache_hits.values()), sum(cpu._render.stats.cache_misses.values()), made.hexdigest())
+"""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     runs = [
-        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
-    assert [run.split() for run in runs] == [["0", "1"], ["1", "0"]]
+    (*first, compiled), (*second, loaded) = (run.stdout.split() for run in runs)
+    assert (first, second) == (["0", "1"], ["1", "0"])
+    assert compiled == loaded

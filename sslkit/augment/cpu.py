@@ -33,8 +33,11 @@ _TINY = np.float32(1e-12)
 _NEGLIGIBLE = np.float32(1e-8)
 """A weight of a blur, relative to that of its middle, that float32 does not see."""
 
-# SIMD needs sums that may be reordered, and divisions that raise nothing. Nothing here is infinite or not a number.
-_jit: Callable[[Any], Any] = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+# Nothing here is infinite or not a number, and a product and a sum may be one instruction. Sums are never reordered:
+# how would depend on what a compiler saw, and a run must be the same in the process that compiled and in the next.
+_FLAGS = {"nnan", "ninf", "nsz", "contract"}
+_jit: Callable[[Any], Any] = numba.njit(nogil=True, cache=True, fastmath=_FLAGS, error_model="numpy")
+_exact: Callable[[Any], Any] = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 
 
 def render(images: Tensor, drawn: Parameters, size: int, mean: Triple, std: Triple) -> Tensor:
@@ -58,6 +61,12 @@ def render(images: Tensor, drawn: Parameters, size: int, mean: Triple, std: Trip
     edges = np.linspace(0, count, min(count, threads * CHUNKS_A_THREAD) + 1, dtype=np.int64)
     list(_pool(threads).map(lambda start, stop: _render(start, stop, *arguments), edges[:-1], edges[1:]))
     return out
+
+
+def prepare() -> None:
+    """Compile the kernels, or load what an earlier process compiled: seconds, once a machine and version."""
+    one = Parameters(boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    render(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), one, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @cache
@@ -159,7 +168,7 @@ def _source(pixels, shared, image, size):
     return source
 
 
-@_jit
+@_exact
 def _affine(source, inverse, padding):
     """Bilinear, the whole image by its normalised coordinates, as `grid_sample` without aligned corners."""
     height, width = source.shape[0], source.shape[1]
@@ -185,7 +194,7 @@ def _affine(source, inverse, padding):
     return out
 
 
-@_jit
+@_exact
 def _reflected(position, length):
     """At the outer edges of the first and the last pixel."""
     distance = abs(position + 0.5) % (2 * length)
@@ -284,9 +293,18 @@ def _blend(red, green, blue, keep, step):
 
 @_jit
 def _mean_luma(red, green, blue):
+    """Sixteen sums side by side, for SIMD, and then their sum."""
+    sums = np.zeros(16, np.float32)
+    whole = len(red) - len(red) % 16
+    for start in range(0, whole, 16):
+        for k in range(16):
+            i = start + k
+            sums[k] += red[i] * _RED + green[i] * _GREEN + blue[i] * _BLUE
     total = _ZERO
-    for i in range(len(red)):
+    for i in range(whole, len(red)):
         total += red[i] * _RED + green[i] * _GREEN + blue[i] * _BLUE
+    for k in range(16):
+        total += sums[k]
     return total / np.float32(len(red))
 
 
