@@ -14,12 +14,12 @@ from sslkit import distributed, plugins
 from sslkit.augment.views import Views, numba_missing
 from sslkit.backbones import create_backbone
 from sslkit.config import RunConfig
-from sslkit.data import Stores, make_loader, open_stores
+from sslkit.data import Stores, make_loader, open_stores, workers
 from sslkit.errors import UserError
 from sslkit.execution import Execution, usual
 from sslkit.methods.base import Method, RunInfo
 from sslkit.optim import Schedule, make_optimizer, make_schedule, scaled_lr
-from sslkit.tune import tune
+from sslkit.tune import _memory, _recall, tune
 
 
 @dataclass
@@ -111,9 +111,17 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         steps_per_epoch=steps_per_epoch,
     )
     parts.execution = execution or tune(parts, say)
+    if config.workers == "auto":
+        workers.decide(loader, _images_per_second(parts), say, distributed.local_world())
     parts.execution.apply(method)
     parts.trained = _in_step_with_others(method, config, device)
     return parts
+
+
+def _images_per_second(parts: Parts) -> float | None:
+    """What the steps of this process take, where `tune` has timed them, now or in an earlier run."""
+    timing = _recall(_memory(parts)).get(parts.execution)
+    return parts.images_per_step / distributed.world() / timing.step if timing and timing.step else None
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_serializer, field_validator
@@ -132,8 +132,8 @@ class RunConfig(Config):
     """auto, cpu, mps, cuda or cuda:N; auto takes the first GPU."""
     loader: Literal["auto", "resident", "ffcv", "torch"] = "auto"
     """resident keeps the decoded images on the device; auto does so when they fit in a quarter of its free memory."""
-    workers: int = Field(-1, ge=-1)
-    """Threads or processes that decode; -1: as many as there are cores."""
+    workers: Annotated[int, Field(ge=1)] | Literal[-1, "auto"] = "auto"
+    """Threads that decode; auto: as few as keep up with the steps, by measuring; -1: as many as there are cores."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of weights, order and augmentation."""
     out: Path | None = None

@@ -25,6 +25,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if _several() else 0
 
 
+def local_world() -> int:
+    """Number of processes on this machine that train together."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if _several() else 1
+
+
 def is_main() -> bool:
     """Whether this is the process that logs and saves."""
     return rank() == 0

@@ -119,6 +119,7 @@ def _note(run: Run, parts: Parts) -> None:
         image_size=parts.stores.image_size,
         loader=parts.loader.kind,
         loader_why=parts.loader.why,
+        workers=parts.loader.workers,
         device=str(parts.device),
         execution=asdict(parts.execution),
         stem=parts.method.backbone.stem_kind,

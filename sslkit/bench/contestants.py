@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sslkit.bench.clock import Contestant
 from sslkit.build import Parts
 from sslkit.data.loaders import RawBatch
-from sslkit.data.threads import core_count, ordered_map
+from sslkit.data.threads import ordered_map
 from sslkit.evaluators.cost import synchronize
 from sslkit.methods.base import Batch
 from sslkit.step import train_step
@@ -123,7 +123,7 @@ class Stages(Contestant):
         self.images = parts.images_per_step
         self._parts = parts
         self._store = parts.stores.pretrain
-        self._threads = core_count(parts.config.workers)
+        self._threads = parts.loader.workers
         self._random = np.random.default_rng(parts.config.seed)
         self._generator = _generator(parts)
         self._turns = count()

@@ -7,6 +7,7 @@ import contextlib
 import queue
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,7 +47,7 @@ def make_loader(
     seed: int,
     device: torch.device | str,
     kind: Kind = "auto",
-    workers: int = -1,
+    workers: int | Literal["auto"] = -1,
     rank: int = 0,
     world: int = 1,
     say: Callable[[str], None] = print,
@@ -54,8 +55,9 @@ def make_loader(
     """Shuffled batches of `batch_size` images for process `rank` of `world`.
 
     auto: resident where the images fit in a quarter of the device's free memory, else ffcv, else torch,
-    which `say` explains in one line. `workers` decode (-1: as many as cores). Raises UserError where the
-    store is smaller than one batch of all processes, and where the kind asked for is not to be had.
+    which `say` explains in one line. `workers` decode (-1: as many as cores; auto: the same until
+    `workers.decide` knows better). Raises UserError where the store is smaller than one batch of all
+    processes, and where the kind asked for is not to be had.
     """
     if batch_size * world > len(store):
         together = f" × {world} processes" if world > 1 else ""
@@ -84,7 +86,9 @@ class Loader:
     kind: str = ""
 
     def __init__(self, store: Store, order: "_Order", device: torch.device, workers: int, why: str) -> None:
-        self.store, self.order, self.device, self.workers = store, order, device, workers
+        self.store, self.order, self.device = store, order, device
+        self.workers = workers
+        """Threads that decode; may be changed before the first epoch. The batches are the same for any number."""
         self.why = why
         """Why this kind, in words."""
         self.steps_per_epoch = order.steps
@@ -151,9 +155,10 @@ class FFCV(Loader):
 
     kind = "ffcv"
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._stream = _ffcv_loader(self.store, self.order.batch_size, self.workers)
+    @cached_property
+    def _stream(self) -> Any:
+        """Built at the first epoch, for it is built for one number of workers."""
+        return _ffcv_loader(self.store, self.order.batch_size, self.workers)
 
     def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
         order = _Fixed(self.store.rows[batches.reshape(-1)])

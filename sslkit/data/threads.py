@@ -9,15 +9,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def core_count(workers: int = -1) -> int:
-    """`workers`, or for -1 the cores that this process may use."""
-    if workers > 0:
+def core_count(workers: int | Literal["auto"] = -1) -> int:
+    """`workers`, or for -1 and auto the cores that this process may use."""
+    if workers != "auto" and workers > 0:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
