@@ -19,7 +19,7 @@ from sslkit.errors import UserError
 from sslkit.execution import Execution, usual
 from sslkit.methods.base import Method, RunInfo
 from sslkit.optim import Schedule, make_optimizer, make_schedule, scaled_lr
-from sslkit.tune import _memory, _recall, tune
+from sslkit.tune import images_per_second, tune
 
 
 @dataclass
@@ -112,16 +112,10 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
     )
     parts.execution = execution or tune(parts, say)
     if config.workers == "auto":
-        workers.decide(loader, _images_per_second(parts), say, distributed.local_world())
+        workers.decide(loader, images_per_second(parts), say, distributed.local_world())
     parts.execution.apply(method)
     parts.trained = _in_step_with_others(method, config, device)
     return parts
-
-
-def _images_per_second(parts: Parts) -> float | None:
-    """What the steps of this process take, where `tune` has timed them, now or in an earlier run."""
-    timing = _recall(_memory(parts)).get(parts.execution)
-    return parts.images_per_step / distributed.world() / timing.step if timing and timing.step else None
 
 
 def pick_device(name: str) -> torch.device:

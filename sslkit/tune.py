@@ -74,12 +74,12 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
     config = parts.config
     start = usual(config, parts.device)
     eager = eager_candidates(config, parts.device)
-    if not config.tune or parts.device.type not in ("cpu", "cuda") or parts.steps < FEWEST_STEPS:
+    if config.tune == "off" or parts.device.type not in ("cpu", "cuda") or parts.steps < FEWEST_STEPS:
         return start
     if len(eager) == 1 and not compiled_candidates(config, parts.device, start):
         return start
-    file = _memory(parts)
-    known = distributed.from_main(_recall(file) if distributed.is_main() else None)
+    file = remembered_in(parts)
+    known = distributed.from_main(recall(file) if distributed.is_main() else None)
     timings = known if known.keys() >= set(eager) else known | _measure(parts, eager, say)
     best = choose([timings[way] for way in eager], parts.steps)
     compiled = compiled_candidates(config, parts.device, best)
@@ -223,7 +223,13 @@ def _raw_batch(parts: "Parts", number: int) -> RawBatch:
 # --- what is remembered ---
 
 
-def _memory(parts: "Parts") -> Path:
+def images_per_second(parts: "Parts") -> float | None:
+    """What the steps of this process take in their chosen way, where that was timed, now or in an earlier run."""
+    timing = recall(remembered_in(parts)).get(parts.execution)
+    return parts.images_per_step / distributed.world() / timing.step if timing and timing.step else None
+
+
+def remembered_in(parts: "Parts") -> Path:
     return cache_dir() / "tune" / f"{digest(_key(parts))}.json"
 
 
@@ -263,7 +269,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
 
 
-def _recall(file: Path) -> dict[Execution, Timing]:
+def recall(file: Path) -> dict[Execution, Timing]:
     """Timings of earlier runs; none from a file that cannot be read, for they can be made again."""
     try:
         records = json.loads(file.read_text(encoding="utf-8"))["timings"]

@@ -14,7 +14,7 @@ from sslkit.data import Shapes, loaders, make_loader, pack, workers
 from sslkit.data.threads import core_count
 from sslkit.errors import UserError
 from sslkit.resolve import resolve
-from sslkit.tune import Timing, _key, _memory
+from sslkit.tune import Timing, _key, remembered_in
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="FFCV is not installed")
 STREAMING = ["torch", pytest.param("ffcv", marks=needs_ffcv)]
@@ -125,7 +125,7 @@ def test_a_run_decides_by_the_step_that_tune_has_timed(four_cores, monkeypatch):
     monkeypatch.setattr(workers, "rate_of_one", lambda store: 1000.0)
     parts, (line,) = parts_of()
     assert line == "decoding with 2 of 4 cores: half of them, for the time of a step is not known"
-    file, timing = _memory(parts), Timing(parts.execution, first=1.0, step=0.008)
+    file, timing = remembered_in(parts), Timing(parts.execution, first=1.0, step=0.008)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"about": _key(parts), "timings": [asdict(timing)]}))
     try:

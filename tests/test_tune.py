@@ -253,8 +253,8 @@ def test_a_damaged_memory_is_measured_anew(tuning, seconds, tmp_path):
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"timings": [{"execution": {"speed": 3}}]}', '{"timings": [7]}'])
 def test_no_timings_are_recalled_from_a_damaged_file(tmp_path, damage):
     (tmp_path / "damaged.json").write_text(damage)
-    assert tune._recall(tmp_path / "damaged.json") == {}
-    assert tune._recall(tmp_path / "missing.json") == {}
+    assert tune.recall(tmp_path / "damaged.json") == {}
+    assert tune.recall(tmp_path / "missing.json") == {}
 
 
 def test_off_and_short_runs_time_nothing(tuning, monkeypatch):
