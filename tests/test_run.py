@@ -140,6 +140,8 @@ import resource, sslkit, torch
 from pathlib import Path
 torch.set_num_threads(1)
 import sslkit.engine, torchvision, timm
+from sslkit.augment import cpu
+cpu.prepare()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20,) * 2)
 sslkit.run(method="simclr", backbone="resnet18", data={{"name": "shapes", "n_train": 512, "image_size": 96}},

