@@ -19,7 +19,7 @@ from sslkit.errors import UserError
 from sslkit.execution import Execution, usual
 from sslkit.methods.base import Method, RunInfo
 from sslkit.optim import Schedule, make_optimizer, make_schedule, scaled_lr
-from sslkit.tune import images_per_second, tune
+from sslkit.tune import images_per_second, tune, tune_views
 
 
 @dataclass
@@ -110,6 +110,7 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         execution=usual(config, device),
         steps_per_epoch=steps_per_epoch,
     )
+    tune_views(parts, say)
     parts.execution = execution or tune(parts, say)
     if config.workers == "auto":
         workers.decide(loader, images_per_second(parts), say, distributed.local_world())

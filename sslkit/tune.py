@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sslkit import atomic, distributed
+from sslkit.augment.views import Views
 from sslkit.data.loaders import RawBatch
 from sslkit.data.source import cache_dir, digest
 from sslkit.evaluators.cost import synchronize
@@ -27,6 +29,8 @@ from sslkit.step import train_step
 if TYPE_CHECKING:
     from sslkit.build import Parts
 
+GREY_LEVEL = 1 / 255
+"""How far a compiled view may lie from the plain one, where white is 1: what a uint8 image can show."""
 FEWEST_STEPS = 500
 """A shorter run would lose more by trying than it could gain."""
 TIMED_STEPS = 3
@@ -93,6 +97,54 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
         for line in in_words(open_ways, chosen, config.batch_size * config.accumulate):
             say(line)
     return chosen
+
+
+def tune_views(parts: "Parts", say: Callable[[str], None]) -> None:
+    """Compile the views for a GPU, where the run is long enough and the compiled ones prove equal and faster.
+
+    The CPU has kernels of its own, which need no trial.
+    """
+    config = parts.config
+    if config.tune == "off" or config.kernels == "plain" or parts.device.type != "cuda" or parts.steps < FEWEST_STEPS:
+        return
+    images = _raw_batch(parts, 0).images
+    for part in parts.views.modules():
+        if isinstance(part, Views):
+            say(f"views of {part.image_size} px: {compile_if_faster(part, images)}")
+
+
+def compile_if_faster(views: Views, images: Tensor) -> str:
+    """Compile a recipe, and keep that only if its views of uint8 `images` are the plain ones, and made faster.
+
+    Returns what was found, in words.
+    """
+    expected, plain = _views_of(views, images)
+    try:
+        views.compile()
+        _views_of(views, images)
+        found, compiled = _views_of(views, images)
+    except Exception as error:
+        views.compile_no_longer()
+        return f"cannot be compiled here: {' '.join(str(error).split())[:200]}"
+    apart = float((found - expected).abs().max()) * max(views.std)
+    figures = f"{plain * 1e3:.2f} ms plain, {compiled * 1e3:.2f} ms compiled"
+    if apart <= GREY_LEVEL and compiled < MARGIN * plain:
+        return f"{figures}: compiled"
+    views.compile_no_longer()
+    return f"{figures}, {apart * 255:.2g} grey levels apart: plain"
+
+
+def _views_of(views: Views, images: Tensor) -> tuple[Tensor, float]:
+    """The views from one seed, and the median seconds that making them takes."""
+    times = []
+    for _ in range(1 + TIMED_STEPS):
+        generator = torch.Generator(images.device).manual_seed(0)
+        synchronize(images.device)
+        began = time.perf_counter()
+        (made,) = views(images, generator)
+        synchronize(images.device)
+        times.append(time.perf_counter() - began)
+    return made, median(times[1:])
 
 
 def choose(timings: list[Timing], steps: int) -> Execution:

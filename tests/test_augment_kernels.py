@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit import plugins
+from sslkit import plugins, tune
 from sslkit.augment import Views, views
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
@@ -139,6 +139,36 @@ def test_compiled_views_are_the_plain_ones():
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
+    recipe, images = make("small", 32), photos(64, 32, 32)
+    recipe.kernels = "plain"
+    monkeypatch.setattr(tune, "MARGIN", 1e9)
+    monkeypatch.setattr(recipe, "_renderer", lambda device: recipe._compiled or recipe._plain)
+    assert tune.compile_if_faster(recipe, images).endswith(": compiled")
+    assert recipe._compiled is not None
+
+
+@pytest.mark.parametrize(("factor", "margin"), [(1.0, 0.0), (1.01, 1e9)])
+def test_compiled_views_that_are_slower_or_others_are_dropped(monkeypatch, factor, margin):
+    recipe, images = make("small", 32), photos(8, 32, 32)
+    monkeypatch.setattr(tune, "MARGIN", margin)
+    monkeypatch.setattr(torch, "compile", lambda made, **options: lambda *given: made(*given) * factor + (factor - 1))
+    assert tune.compile_if_faster(recipe, images).endswith(": plain")
+    assert recipe._compiled is None
+
+
+def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
+    def broken(*given, **options):
+        raise RuntimeError("no compiler here")
+
+    recipe, images = make("small", 32), photos(8, 32, 32)
+    (before,) = recipe(images, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "compile", lambda made, **options: broken)
+    assert "no compiler here" in tune.compile_if_faster(recipe, images)
+    assert torch.equal(recipe(images, torch.Generator().manual_seed(0))[0], before)
+
+
 def test_a_compiled_recipe_is_one_graph():
     """A break in the graph would be a wait or a launch that the compiler cannot remove."""
     recipe = make("simclr", 32)
@@ -152,7 +182,7 @@ def test_kernels_are_kept_for_the_next_process_and_make_the_same_views_there(tmp
     """Compiling takes seconds, so a second process loads what the first has left; a run is to be the same in both."""
     code = """
 import hashlib, torch
-from sslkit import plugins
+from sslkit import plugins, tune
 from sslkit.augment import cpu
 images = torch.rand(16, 3, 40, 40, generator=torch.Generator().manual_seed(0)).mul(255).to(torch.uint8)
 made = hashlib.sha256()

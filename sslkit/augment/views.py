@@ -104,6 +104,10 @@ class Views(Recipe):
         """Compile all of a batch's operations as one, for devices other than the CPU; arguments as `torch.compile`."""
         self._compiled = torch.compile(self._plain, *args, dynamic=False, **kwargs)
 
+    def compile_no_longer(self) -> None:
+        """Take back what `compile` did."""
+        self._compiled = None
+
     def _renderer(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
         if self.kernels == "auto" and self._compiled is not None:
             return self._compiled
