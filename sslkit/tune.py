@@ -24,6 +24,7 @@ from sslkit.data.source import cache_dir, digest
 from sslkit.evaluators.cost import synchronize
 from sslkit.execution import Execution, compiled_candidates, eager_candidates, usual
 from sslkit.optim import make_optimizer
+from sslkit.runs import processor
 from sslkit.step import train_step
 
 if TYPE_CHECKING:
@@ -310,15 +311,7 @@ def device_name(device: torch.device) -> str:
     """The card's name, or the processor's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return torch.backends.cpu.get_cpu_capability() + " " + _processor()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "processor"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+    return torch.backends.cpu.get_cpu_capability() + " " + processor()
 
 
 def recall(file: Path) -> dict[Execution, Timing]:
