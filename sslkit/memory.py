@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a type of its own for it; the CPU allocator only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+    """CUDA has a type of its own for it; the CPU's allocator and oneDNN, which compiles as it goes, only messages."""
+    told = ("allocate memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in told)
 
 
 def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
