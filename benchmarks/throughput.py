@@ -127,11 +127,14 @@ def _unpacked(archive: Path, folder: Path) -> Path:
 
 
 def measure(words: list[str], args: argparse.Namespace, folder: str) -> Cell:
-    """The result of one `sslkit bench`, free of the temporary folder's name."""
+    """The result of one `sslkit bench`, free of the names of this machine's folders."""
     options = [f"--repeats={args.repeats}", f"--seconds={args.seconds}", "--json"]
     command = [sys.executable, "-m", "sslkit", "bench", *words, *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    cell: Cell = json.loads(done.stdout.replace(f"{folder}/", ""))
+    told = done.stdout
+    for place in (folder, args.small.parent, args.large.parent):
+        told = told.replace(f"{place}/", "")
+    cell: Cell = json.loads(told)
     return cell
 
 
