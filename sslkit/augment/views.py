@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal, Self
 
 import torch
@@ -177,11 +178,7 @@ class Views(Recipe):
 @cache
 def numba_missing() -> bool:
     """Whether numba, which compiles the CPU's kernels, cannot be used here."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return True
-    return False
+    return find_spec("numba") is None
 
 
 def _over_default(field: Any, value: Any) -> Any:
