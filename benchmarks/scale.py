@@ -123,9 +123,10 @@ def by_classes(n: int, folder: Path, device: str, batch: int) -> dict[str, float
 def by_data(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
     """A step, and each loader alone, over an index of n rows."""
     from sslkit.data import ffcv_missing, make_loader
+    from sslkit.data.loaders import Kind
 
     parts = training(folder, device, batch)
-    kinds = ["torch"] if ffcv_missing() else ["torch", "ffcv"]
+    kinds: list[Kind] = ["torch"] if ffcv_missing() else ["torch", "ffcv"]
     found: dict[str, float] = {}
     for kind in kinds:
         # What is loaded and compiled but once is no part of the memory of a data set.
@@ -133,7 +134,7 @@ def by_data(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
         with Held() as held:
             store = parts.stores.pretrain.subset(np.arange(n) % len(parts.stores.pretrain))
             began = time.perf_counter()
-            loader = make_loader(store, batch_size=batch, seed=0, device=parts.device, kind=kind)  # type: ignore[arg-type]
+            loader = make_loader(store, batch_size=batch, seed=0, device=parts.device, kind=kind)
             found |= {f"{kind}_{k}": v for k, v in _streamed(loader, began).items()}
         found[f"{kind}_mb"] = held.most / 1e6
         found[f"{kind}_step_images_per_second"] = speed(replace(parts, loader=loader))

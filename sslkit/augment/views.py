@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any, Literal, Self
 
 import torch
@@ -177,8 +177,12 @@ class Views(Recipe):
 
 @cache
 def numba_missing() -> bool:
-    """Whether numba, which compiles the CPU's kernels, cannot be used here."""
-    return find_spec("numba") is None
+    """Whether numba, which compiles the CPU's kernels, cannot be used here: not there, or not with this numpy."""
+    try:
+        import_module("numba")
+    except ImportError:
+        return True
+    return False
 
 
 def _over_default(field: Any, value: Any) -> Any:

@@ -50,12 +50,11 @@ def train(
 class SimCLR(nn.Module):
     """Loss of two views, [B, 3, H, W] each; each passes the network on its own."""
 
-    def __init__(self, backbone: nn.Module, options: Any) -> None:
+    def __init__(self, backbone: nn.Module, width: int, options: Any) -> None:
         from lightly.loss import NTXentLoss
         from lightly.models.modules import SimCLRProjectionHead
 
         super().__init__()
-        width: int = backbone.width  # type: ignore[assignment]
         self.backbone = backbone
         self.projection_head = SimCLRProjectionHead(width, options.hidden or width, options.dim)
         self.criterion = NTXentLoss(temperature=options.temperature)
@@ -96,11 +95,10 @@ class _WithMomentum(nn.Module):
 class BYOL(_WithMomentum):
     """Loss of two views, [B, 3, H, W] each."""
 
-    def __init__(self, backbone: nn.Module, options: Any) -> None:
+    def __init__(self, backbone: nn.Module, width: int, options: Any) -> None:
         from lightly.loss import NegativeCosineSimilarity
         from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 
-        width: int = backbone.width  # type: ignore[assignment]
         super().__init__(backbone, BYOLProjectionHead(width, options.hidden, options.dim), options.momentum)
         self.prediction_head = BYOLPredictionHead(options.dim, options.hidden, options.dim)
         self.criterion = NegativeCosineSimilarity()
@@ -115,11 +113,10 @@ class BYOL(_WithMomentum):
 class MoCo(_WithMomentum):
     """Loss of a query view and a key view, [B, 3, H, W] each."""
 
-    def __init__(self, backbone: nn.Module, options: Any) -> None:
+    def __init__(self, backbone: nn.Module, width: int, options: Any) -> None:
         from lightly.loss import NTXentLoss
         from lightly.models.modules import MoCoProjectionHead
 
-        width: int = backbone.width  # type: ignore[assignment]
         head = MoCoProjectionHead(width, options.hidden or width, options.dim)
         super().__init__(backbone, head, options.momentum)
         self.criterion = NTXentLoss(temperature=options.temperature, memory_bank_size=(options.queue, options.dim))
@@ -129,8 +126,8 @@ class MoCo(_WithMomentum):
         return self.criterion(self.project(x0), self.project_momentum(x1))
 
 
-MODELS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {"simclr": SimCLR, "byol": BYOL, "mocov2": MoCo}
-"""By the name of sslkit's method; each takes (backbone, options of that method)."""
+MODELS: dict[str, Callable[[nn.Module, int, Any], nn.Module]] = {"simclr": SimCLR, "byol": BYOL, "mocov2": MoCo}
+"""By the name of sslkit's method; each takes (backbone, its width, options of that method)."""
 
 
 def transform_like(parts: Parts) -> tuple[Any, str]:
@@ -234,14 +231,16 @@ def model_like(parts: Parts) -> nn.Module:
         raise NotTheSame("it has no equal of method.symmetric")
     torch.manual_seed(parts.config.seed)
     backbone = create_backbone(parts.config.backbone, image_size=parts.stores.image_size)
-    return MODELS[name](backbone, options)
+    return MODELS[name](backbone, parts.method.width, options)
 
 
 def write_folder(parts: Parts, folder: Path) -> None:
     """Images of the run as files: PNG where they are stored as they are, JPEG where they are compressed."""
-    store, options = parts.stores.pretrain, parts.config.data.options
-    ending = "png" if concrete_mode(options.mode, store.size) == "raw" else "jpg"  # type: ignore[attr-defined]
-    quality = {} if ending == "png" else {"quality": options.jpeg_quality}  # type: ignore[attr-defined]
+    store = parts.stores.pretrain
+    # Every data set has settings of its own, these two among them.
+    options: Any = parts.config.data.options
+    ending = "png" if concrete_mode(options.mode, store.size) == "raw" else "jpg"
+    quality = {} if ending == "png" else {"quality": options.jpeg_quality}
     for row in range(min(len(store), max(IMAGES, parts.config.batch_size))):
         pixels = store.read(np.array([row]))[0]
         Image.fromarray(pixels).save(folder / f"{row:06d}.{ending}", **quality)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 WITHOUT_END = 10**6
 """Batches of one pass: a new pass would start with empty queues, which small data would do after every few steps."""
@@ -24,11 +24,11 @@ class Workers:
     next turn ready made.
     """
 
-    def __init__(self, data: "Dataset[Any]", batch_size: int, workers: int) -> None:
+    def __init__(self, data: Any, batch_size: int, workers: int) -> None:
         self._loader = DataLoader(
             data,
             batch_size=batch_size,
-            sampler=RandomSampler(data, replacement=True, num_samples=batch_size * WITHOUT_END),  # type: ignore[arg-type]
+            sampler=RandomSampler(data, replacement=True, num_samples=batch_size * WITHOUT_END),
             num_workers=workers,
             worker_init_fn=_die_with_parent,
             drop_last=True,
