@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -24,11 +25,15 @@ class Execution:
     """Whether images and weights lie in memory with the channels last."""
     compile: str = "no"
     """no; default: the backbones by `torch.compile`; graphs: the same, replayed as CUDA graphs."""
+    depthwise_fp32: bool = False
+    """Whether depthwise convolutions are kept out of autocast: processors that multiply matrices faster in bf16
+    take longer over these."""
 
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
         compiled = {"no": "", "default": ", compiled", "graphs": ", compiled, CUDA graphs"}[self.compile]
-        return f"{self.precision}, {layout}{compiled}"
+        depthwise = ", depthwise in fp32" if self.depthwise_fp32 else ""
+        return f"{self.precision}{depthwise}, {layout}{compiled}"
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -48,8 +53,14 @@ class Execution:
         return views if self.channels_last else [view.contiguous() for view in views]
 
     def apply(self, method: Method) -> None:
-        """Lay out the weights, and compile or no longer compile the backbone and its slow copies, in place."""
+        """Lay out the weights, set what autocast reaches, and compile or no longer compile the backbone and its
+        slow copies, in place."""
         method.to(memory_format=self.memory_format)
+        for convolution in depthwise_convolutions(method):
+            convolution.__dict__.pop("forward", None)
+            if self.depthwise_fp32:
+                # A bound method: a copy of the module takes along one bound to itself.
+                convolution.forward = MethodType(_forward_in_fp32, convolution)  # type: ignore[method-assign]
         for network in networks(method):
             network._compiled_call_impl = None
             if self.compile != "no":
@@ -60,6 +71,17 @@ class Execution:
 def networks(method: Method) -> Iterator[nn.Module]:
     """The backbone and its slow copies: what a step spends its time in."""
     return (module for module in method.modules() if type(module) is type(method.backbone))
+
+
+def depthwise_convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
+    """Those with a filter a channel: little to multiply for what they read."""
+    convolutions = (part for part in module.modules() if isinstance(part, nn.Conv2d))
+    return (part for part in convolutions if part.groups == part.in_channels > 1)
+
+
+def _forward_in_fp32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return type(convolution).forward(convolution, x.float())
 
 
 def uncompiled() -> Any:
@@ -89,12 +111,17 @@ def has_bf16(device: torch.device) -> bool:
     return known and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def eager_candidates(config: RunConfig, device: torch.device) -> list[Execution]:
-    """The usual way, and those that differ from it in one thing that the settings leave open."""
+def eager_candidates(config: RunConfig, device: torch.device, method: Method) -> list[Execution]:
+    """The usual way, and those that differ from it in one thing that the settings leave open.
+
+    Depthwise convolutions in fp32 go with each precision below it, where the network has any.
+    """
     first = usual(config, device)
     ways = [first]
     if config.precision == "auto" and has_bf16(device):
         ways.append(replace(first, precision="fp32" if first.precision == "bf16" else "bf16"))
+    if any(depthwise_convolutions(method)):
+        ways += [replace(way, depthwise_fp32=True) for way in ways if way.precision != "fp32"]
     if config.channels_last == "auto":
         ways.append(replace(first, channels_last=False))
     return ways

@@ -78,7 +78,7 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
     """
     config = parts.config
     start = usual(config, parts.device)
-    eager = eager_candidates(config, parts.device)
+    eager = eager_candidates(config, parts.device, parts.method)
     if config.tune == "off" or parts.device.type not in ("cpu", "cuda") or parts.steps < FEWEST_STEPS:
         return start
     if len(eager) == 1 and not compiled_candidates(config, parts.device, start):
@@ -176,7 +176,7 @@ def in_words(timings: list[Timing], chosen: Execution, images: int) -> Iterator[
     yield "tuned by a few real steps of each way (tune=off does without):"
     for timing in timings:
         mark = "  <- chosen" if timing.execution == chosen else ""
-        yield f"  {timing.execution!s:<38} {_figures(timing, timings[0], images)}{mark}"
+        yield f"  {timing.execution!s:<42} {_figures(timing, timings[0], images)}{mark}"
 
 
 def _figures(timing: Timing, usual_way: Timing, images: int) -> str:

@@ -30,6 +30,9 @@ SETTINGS = {
 USUAL = Execution()
 FIRST = Execution(channels_last=False)
 HALF = Execution("bf16")
+MIXED = Execution("bf16", depthwise_fp32=True)
+DENSE = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=2), torch.nn.Conv2d(1, 2, 3))
+DEPTHWISE = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, groups=4))
 
 
 def timing(way: Execution, step: float, first: float | None = None, loss: float = 2.0, error: str = "") -> Timing:
@@ -160,7 +163,9 @@ def test_what_is_tried_on_the_cpu(monkeypatch, bf16, words, precisions, layouts)
     others = [Execution(precision, layouts[0]) for precision in precisions[1:]]
     others += [Execution(precisions[0], layout) for layout in layouts[1:]]
     assert usual(config, CPU) == first
-    assert eager_candidates(config, CPU) == [first, *others]
+    assert eager_candidates(config, CPU, DENSE) == [first, *others]
+    mixed = [replace(way, depthwise_fp32=True) for way in (first, *others) if way.precision == "bf16"][:1]
+    assert set(eager_candidates(config, CPU, DEPTHWISE)) == {first, *others, *mixed}
     assert compiled_candidates(config, CPU, FIRST) == [replace(FIRST, compile="default")]
 
 
@@ -170,21 +175,22 @@ def test_what_is_tried_on_a_gpu(monkeypatch, bf16):
     config = config_of()
     first, other = ("bf16", "fp32") if bf16 else ("fp32", "bf16")
     expected = [Execution(first), *([Execution(other)] if bf16 else []), Execution(first, False)]
-    assert eager_candidates(config, CUDA) == expected
+    assert eager_candidates(config, CUDA, DENSE) == expected
+    assert set(eager_candidates(config, CUDA, DEPTHWISE)) == {*expected, *([MIXED] if bf16 else [])}
     assert [way.compile for way in compiled_candidates(config, CUDA, FIRST)] == ["default", "graphs"]
-    assert eager_candidates(config_of("precision=fp16", "channels_last=true"), CUDA) == [Execution("fp16")]
+    assert eager_candidates(config_of("precision=fp16", "channels_last=true"), CUDA, DENSE) == [Execution("fp16")]
 
 
 def test_imitated_bf16_is_not_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert {way.precision for way in eager_candidates(config_of("precision=fp32"), CUDA)} == {"fp32"}
+    assert {way.precision for way in eager_candidates(config_of("precision=fp32"), CUDA, DEPTHWISE)} == {"fp32"}
     assert not execution.has_bf16(CUDA)
 
 
 @pytest.mark.parametrize(("word", "kind"), [("compile=true", "default"), ("compile=false", "no")])
 def test_compile_can_be_fixed(word, kind):
     config = config_of(word)
-    assert {way.compile for way in eager_candidates(config, CPU)} == {kind}
+    assert {way.compile for way in eager_candidates(config, CPU, DENSE)} == {kind}
     assert compiled_candidates(config, CPU, USUAL) == []
 
 
@@ -196,7 +202,7 @@ def test_tuning_leaves_the_run_as_it_was(tuning, seconds):
     torch.manual_seed(3)
     tuned = built(say=said.append)
     state = torch.get_rng_state()
-    assert len(tuning[0]) == 3
+    assert len(tuning[0]) == 4
     torch.manual_seed(3)
     plain = built("tune=off")
     assert torch.equal(state, torch.get_rng_state())
@@ -214,8 +220,8 @@ def test_the_table_is_said_and_the_fastest_is_taken(tuning, seconds):
     parts = built(say=said.append)
     assert parts.execution == FIRST
     table = said[said.index("tuned by a few real steps of each way (tune=off does without):") + 1 :]
-    assert [line.split(",")[0].strip() for line in table] == ["fp32", "bf16", "fp32"]
-    assert "500.0 ms a step,     16 images/s  <- chosen" in table[2]
+    assert [line.split(",")[0].strip() for line in table] == ["fp32", "bf16", "bf16", "fp32"]
+    assert "500.0 ms a step,     16 images/s  <- chosen" in table[3]
     assert sum("chosen" in line for line in table) == 1
     stepped(parts)
 
@@ -236,7 +242,7 @@ def test_what_another_seed_measured_is_not_compared_with_this_one(tuning, second
     assert not tuning, "nothing is open"
     built("channels_last=true", "seed=1")
     assert built("seed=2").execution == FIRST
-    assert [len(ways) for ways in tuning] == [2, 3]
+    assert [len(ways) for ways in tuning] == [3, 4]
 
 
 def test_a_damaged_memory_is_measured_anew(tuning, seconds, tmp_path):
@@ -376,6 +382,52 @@ def test_bf16_agrees_on_the_cpu():
     assert one != other
 
 
+def test_depthwise_convolutions_stay_out_of_autocast_on_request_in_copies_too():
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=8))
+    images = torch.randn(2, 4, 9, 9)
+    types: list[torch.dtype] = []
+    for module in network:
+        module.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+
+    def outcome(way: Execution, module: torch.nn.Module = network) -> torch.Tensor:
+        types.clear()
+        with way.context(CPU):
+            return module(images)
+
+    apply_to(network, MIXED)
+    mixed = outcome(MIXED)
+    assert types == [torch.bfloat16, torch.float32]
+    exact = outcome(USUAL)
+    torch.testing.assert_close(mixed, exact, rtol=5e-2, atol=5e-2)
+    mixed.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in network.parameters())
+
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        twin[1].weight.zero_()
+        twin[1].bias.zero_()
+    assert outcome(MIXED, twin).count_nonzero() == 0, "a copy computes with its own weights"
+    assert twin.state_dict().keys() == network.state_dict().keys()
+    apply_to(network, HALF)
+    outcome(HALF)
+    assert types == [torch.bfloat16, torch.bfloat16]
+
+
+def apply_to(network: torch.nn.Module, way: Execution) -> None:
+    method = torch.nn.Module()
+    method.backbone = network
+    way.apply(method)
+
+
+def test_a_run_with_depthwise_convolutions_in_fp32_agrees_with_the_plain_one():
+    plain, mixed = built("tune=off"), built("tune=off", "precision=bf16")
+    mixed.execution = MIXED
+    MIXED.apply(mixed.method)
+    [one], [other] = stepped(plain), stepped(mixed)
+    assert one == pytest.approx(other, rel=5e-2)
+    assert one != other
+
+
 @pytest.mark.parametrize("augment", ["simclr", "swav"])
 def test_plain_kernels_reach_every_view_and_agree(augment):
     words = [f"method={augment}", f"augment={augment}", *GENTLE]
@@ -387,6 +439,20 @@ def test_plain_kernels_reach_every_view_and_agree(augment):
     assert first == pytest.approx(expected, rel=1e-4)
     # Batch norm over a few images magnifies the rounding of each step.
     assert later == pytest.approx(others, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_depthwise_convolutions_in_fp32_compile():
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=8))
+    images = torch.randn(2, 4, 9, 9)
+    with MIXED.context(CPU):
+        apply_to(network, MIXED)
+        plain = network(images)
+        apply_to(network, replace(MIXED, compile="default"))
+        compiled = network(images)
+    assert compiled.dtype == torch.float32
+    torch.testing.assert_close(compiled, plain, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.slow
