@@ -3,8 +3,9 @@
     python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 10] [--out FILE] [key=value]...
 
 FOLDER holds images with train/ and test/. Every way trains SimCLR on the same network, images and seeds: plain torch
-operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16. Accuracies of single
-seeds differ by chance; what is judged is whether a way's mean lies within the spread of the plain one's.
+operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16 with depthwise
+convolutions in fp32. Accuracies of single seeds differ by chance; what is judged is whether a way's mean lies within
+the spread of the plain one's.
 """
 
 import argparse
@@ -22,7 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "plain": {"kernels": "plain", "precision": "fp32", "compile": False},
     "kernels": {"kernels": "auto", "precision": "fp32", "compile": False},
     "kernels, compiled": {"kernels": "auto", "precision": "fp32", "compile": True},
-    "kernels, bf16": {"kernels": "auto", "precision": "bf16", "compile": False},
+    "kernels, bf16": {"kernels": "auto", "precision": "bf16", "depthwise_fp32": True, "compile": False},
 }
 STEPS = 10
 """Steps whose losses are compared."""

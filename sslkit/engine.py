@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit import distributed, energy, evaluation, launch, plugins, report, trackers
+from sslkit.allocator import freed_memory
 from sslkit.backbones import save_backbone
 from sslkit.build import Parts, build
 from sslkit.config import Choice, RunConfig
@@ -37,6 +38,7 @@ def run_settings(settings: dict[str, Any], display: Display | None = None) -> Ru
     return run(resolve_layers([layer], mistakes), display)
 
 
+@freed_memory(keep=True)
 def run(resolved: Resolved, display: Display | None = None) -> Run:
     """Train from the start; returns the finished run. Raises UserError, or Interrupted after saving."""
     trackers.check(resolved.config.trackers)
@@ -51,6 +53,7 @@ def run(resolved: Resolved, display: Display | None = None) -> Run:
     return new
 
 
+@freed_memory(keep=True)
 def resume(path: str | Path, display: Display | None = None, devices: int | None = None) -> Run:
     """Go on from the newest undamaged checkpoint, bit for bit as if the run had never stopped.
 

@@ -91,10 +91,12 @@ def uncompiled() -> Any:
 
 def usual(config: RunConfig, device: torch.device) -> Execution:
     """What is right almost everywhere, where the settings leave it open: the start of every search."""
+    precision = usual_precision(device) if config.precision == "auto" else config.precision
     return Execution(
-        precision=usual_precision(device) if config.precision == "auto" else config.precision,
+        precision=precision,
         channels_last=config.channels_last is not False,
         compile="default" if config.compile is True else "no",
+        depthwise_fp32=config.depthwise_fp32 is True and precision != "fp32",
     )
 
 
@@ -114,16 +116,16 @@ def has_bf16(device: torch.device) -> bool:
 def eager_candidates(config: RunConfig, device: torch.device, method: Method) -> list[Execution]:
     """The usual way, and those that differ from it in one thing that the settings leave open.
 
-    Depthwise convolutions in fp32 go with each precision below it, where the network has any.
+    Depthwise convolutions in fp32, where the network has any, are tried with each precision below that.
     """
-    first = usual(config, device)
-    ways = [first]
+    ways = [usual(config, device)]
     if config.precision == "auto" and has_bf16(device):
-        ways.append(replace(first, precision="fp32" if first.precision == "bf16" else "bf16"))
-    if any(depthwise_convolutions(method)):
+        other = "fp32" if ways[0].precision == "bf16" else "bf16"
+        ways.append(usual(config.model_copy(update={"precision": other}), device))
+    if config.depthwise_fp32 == "auto" and any(depthwise_convolutions(method)):
         ways += [replace(way, depthwise_fp32=True) for way in ways if way.precision != "fp32"]
     if config.channels_last == "auto":
-        ways.append(replace(first, channels_last=False))
+        ways.append(replace(ways[0], channels_last=False))
     return ways
 
 

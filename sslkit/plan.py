@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sslkit import energy
+from sslkit.allocator import freed_memory
 from sslkit.build import Parts, build
 from sslkit.config import RunConfig
 from sslkit.evaluators.cost import flops, synchronize
@@ -61,6 +62,7 @@ class Plan:
     """In words: time, memory, energy."""
 
 
+@freed_memory(keep=True)
 def plan(resolved: Resolved, say: Callable[[str], None] = lambda text: None) -> Plan:
     """Time a few real steps of the run. Writes nothing, apart from packed images into the cache that a run uses too.
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sslkit import plugins
+from sslkit.allocator import freed_memory
 from sslkit.config import Choice, RunConfig
 from sslkit.data import Stores, cache_dir, open_stores
 from sslkit.errors import UserError
@@ -67,6 +68,7 @@ class Target:
         return head
 
 
+@freed_memory(keep=True)
 def evaluate_saved(target: str | Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:
     """`sslkit evaluate RUN|FILE|NAME key=value...`: the records.
 

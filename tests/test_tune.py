@@ -169,6 +169,14 @@ def test_what_is_tried_on_the_cpu(monkeypatch, bf16, words, precisions, layouts)
     assert compiled_candidates(config, CPU, FIRST) == [replace(FIRST, compile="default")]
 
 
+@pytest.mark.parametrize(("word", "ways"), [("true", [USUAL, MIXED]), ("false", [USUAL, HALF])])
+def test_depthwise_convolutions_can_be_fixed(monkeypatch, word, ways):
+    monkeypatch.setattr(execution, "has_bf16", lambda device: True)
+    words = ["channels_last=true", f"depthwise_fp32={word}"]
+    assert eager_candidates(config_of(*words), CPU, DEPTHWISE) == ways
+    assert usual(config_of(*words, "precision=bf16"), CPU) == ways[1]
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_what_is_tried_on_a_gpu(monkeypatch, bf16):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
@@ -420,9 +428,8 @@ def apply_to(network: torch.nn.Module, way: Execution) -> None:
 
 
 def test_a_run_with_depthwise_convolutions_in_fp32_agrees_with_the_plain_one():
-    plain, mixed = built("tune=off"), built("tune=off", "precision=bf16")
-    mixed.execution = MIXED
-    MIXED.apply(mixed.method)
+    plain, mixed = built("tune=off"), built("tune=off", "precision=bf16", "depthwise_fp32=true")
+    assert mixed.execution == MIXED
     [one], [other] = stepped(plain), stepped(mixed)
     assert one == pytest.approx(other, rel=5e-2)
     assert one != other

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sslkit.allocator import freed_memory
+
 TURN_SECONDS = 1.0
 """A turn takes as many steps as fill about this time: one short step alone would measure the scheduler."""
 MOST_STEPS = 50
@@ -116,7 +118,9 @@ class _Race:
         if contestant.name in self.failed:
             return None
         try:
-            return turn(contestant, steps, self._wait)
+            # Peers have the allocator as their users have it.
+            with freed_memory(keep=not contestant.foreign):
+                return turn(contestant, steps, self._wait)
         except Exception as error:
             if not contestant.foreign:
                 raise

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from sslkit.allocator import freed_memory
 from sslkit.bench import peers
 from sslkit.bench.clock import Contestant, Course, Protocol, paired, summary, take_turns
 from sslkit.bench.contestants import Stages, Step, Views, bounded, first_batch
@@ -35,6 +36,7 @@ RATIOS = {
 """What is compared, by images/s, in pairs of one round."""
 
 
+@freed_memory(keep=True)
 def bench(
     resolved: Resolved,
     protocol: Protocol,
