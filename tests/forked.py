@@ -5,6 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
+from conftest import ROOT
+
 from sslkit.testing.processes import fork_server
 
 
@@ -16,7 +18,7 @@ class Forked:
 
     def __init__(self, folder: Path, *words: str, env: dict[str, str] | None = None) -> None:
         self._outputs = [folder / f"{name}.txt" for name in ("stdout", "stderr")]
-        environment = {**os.environ, "COLUMNS": "200", **(env or {})}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})}
         arguments = (str(folder), words, environment, [str(output) for output in self._outputs])
         # A daemon, so that a failed test leaves no process behind.
         self._process = fork_server().Process(target=_command_line, args=arguments, daemon=True)

@@ -1,8 +1,12 @@
 """Work in two processes, as two GPUs would share it."""
 
 import multiprocessing
+import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -30,7 +34,20 @@ def fork_server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     # Without effect once the server is running.
     context.set_forkserver_preload(list(IMPORTED))
+    with _our_path():
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _our_path() -> Iterator[None]:
+    """The server is to import what this process would: Python 3.11 tells it nothing of `sys.path`."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
 
 
 def in_two_processes(work: Callable[..., Any], *args: Any) -> None:
