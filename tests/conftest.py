@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
-SPREAD = {"test_matrix.py", "test_learning.py"}
+SPREAD = {"test_matrix.py", "test_learning.py", "test_resume.py"}
 """Files of long tests that share nothing, which any worker may take; the tests of other files stay on one."""
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, run_alone
+from conftest import ROOT
+from forked import Forked
 from safetensors.torch import load_file, save_file
 from small import backbone_for, make, same, without_batch_norm
 
@@ -168,14 +169,24 @@ def test_two_processes_do_what_one_does(name, of_two):
 TINY = ["data=shapes", "data.n_train=32", "data.n_test=16", "data.image_size=32", "batch_size=8", "device=cpu"]
 SMALL = ["method=simclr", "backbone=vit_tiny", "method.norm=false"]
 PLAIN = ["augment=none", "augment.views=2", "optimizer.name=sgd", "optimizer.lr=0.05", "evaluators=[knn]", "epochs=2"]
+LONG = ["epochs=300", "eval_every=0"]
+"""Long enough to outlast a test and for both processes to tune, and too short for them to compile."""
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
-def test_devices_2_trains_as_one_process_does(tmp_path):
-    for devices in (1, 2):
-        done = run_alone("run", *TINY, *SMALL, *PLAIN, f"devices={devices}", f"out=run{devices}", env=ENV, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    one, two = Run.open(tmp_path / "run1"), Run.open(tmp_path / "run2")
+@pytest.fixture(scope="module")
+def with_two(tmp_path_factory):
+    """A run of two processes, and what it printed."""
+    folder = tmp_path_factory.mktemp("devices")
+    status, out, err = finished(folder, "run", *TINY, *SMALL, *PLAIN, "devices=2", "out=run")
+    assert status == 0, err
+    return Run.open(folder / "run"), out
+
+
+def test_devices_2_trains_as_one_process_does(tmp_path, with_two):
+    status, _, err = finished(tmp_path, "run", *TINY, *SMALL, *PLAIN, "devices=1", "out=run")
+    assert status == 0, err
+    one, (two, printed) = Run.open(tmp_path / "run"), with_two
     assert (one.derived["processes"], two.derived["processes"]) == (1, 2)
     assert [m["step"] for m in two.metrics] == [m["step"] for m in one.metrics] == [4, 8]
     for mine, theirs in zip(one.metrics, two.metrics):
@@ -184,12 +195,12 @@ def test_devices_2_trains_as_one_process_does(tmp_path):
     weights = [load_file(r.backbone_file) for r in (one, two)]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5)
-    assert done.stdout.count("pre-trained") == 1, "the outcome is told once"
+    assert printed.count("pre-trained") == 1, "the outcome is told once"
 
 
 def test_resume_with_another_number_of_processes_says_so(tmp_path):
-    words = [*TINY, *SMALL, *PLAIN[:-1], "epochs=60", "checkpoint_every=1", "devices=2", "out=run"]
-    running = start(tmp_path, *words)
+    words = ["run", *TINY, *SMALL, *PLAIN[:-1], "epochs=60", "checkpoint_every=1", "devices=2", "out=run"]
+    running = Forked(tmp_path, *words, env=ENV)
     wait_for(tmp_path / "run/checkpoints/epoch-0002/state.json", running)
     running.send_signal(signal.SIGTERM)
     out = running.communicate(timeout=60)[1]
@@ -200,10 +211,10 @@ def test_resume_with_another_number_of_processes_says_so(tmp_path):
     config = tmp_path / "run/config.yaml"
     step = Run.open(tmp_path / "run").newest_checkpoint()[0].step
     config.write_text(config.read_text().replace("epochs: 60", f"epochs: {step // 4 + 1}"))
-    done = run_alone("resume", "run", "--devices", "1", env=ENV, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "begun with 2 processes, going on with 1" in done.stderr
-    assert f"going on from step {step}" in done.stderr
+    status, _, err = finished(tmp_path, "resume", "run", "--devices", "1")
+    assert status == 0, err
+    assert "begun with 2 processes, going on with 1" in err
+    assert f"going on from step {step}" in err
     assert Run.open(tmp_path / "run").derived["processes"] == 1
 
 
@@ -219,7 +230,7 @@ def test_under_torchrun_by_hand(tmp_path):
 
 
 def test_a_process_that_dies_ends_the_others_within_seconds(tmp_path):
-    running = start(tmp_path, *TINY, *SMALL, *PLAIN[:-1], "epochs=2000", "eval_every=0", "devices=2", "out=run")
+    running = start(tmp_path, "run", *TINY, *SMALL, *PLAIN[:-1], *LONG, "devices=2", "out=run")
     wait_for(tmp_path / "run/metrics.jsonl", running)
     victim = next(pid for pid, rank in workers_of(running.pid) if rank == "1")
     began = time.monotonic()
@@ -232,11 +243,10 @@ def test_a_process_that_dies_ends_the_others_within_seconds(tmp_path):
 
 
 def test_a_mistake_in_the_processes_leaves_no_run_behind(tmp_path):
-    words = [*TINY, *SMALL, *PLAIN, "devices=2", "out=run", "accumulate=100"]
-    done = run_alone("run", *words, env=ENV, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("one step takes batch_size × accumulate") == 1
-    assert "Traceback" not in done.stderr
+    status, _, err = finished(tmp_path, "run", *TINY, *SMALL, *PLAIN, "devices=2", "out=run", "accumulate=100")
+    assert status == 2
+    assert err.count("one step takes batch_size × accumulate") == 1
+    assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 
 
@@ -245,13 +255,21 @@ def environment() -> dict[str, str]:
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "sslkit", "run", *words]
+    """The command itself."""
+    command = [sys.executable, "-m", "sslkit", *words]
     return subprocess.Popen(
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def wait_for(file: Path, running: subprocess.Popen, seconds: int = 90) -> None:
+def finished(folder: Path, *words: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `sslkit words...`."""
+    running = Forked(folder, *words, env=ENV)
+    out, err = running.communicate()
+    return running.returncode, out, err
+
+
+def wait_for(file: Path, running: subprocess.Popen | Forked, seconds: int = 90) -> None:
     end = time.monotonic() + seconds
     while not file.exists() or not file.stat().st_size:
         assert running.poll() is None, running.communicate()
@@ -272,9 +290,7 @@ def workers_of(parent: int) -> list[tuple[int, str]]:
     return found
 
 
-def test_metrics_are_means_over_the_processes(tmp_path):
-    done = run_alone("run", *TINY, *SMALL, *PLAIN, "devices=2", "out=run", env=ENV, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+def test_metrics_are_means_over_the_processes(with_two):
+    lines = (with_two[0].path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2, "one process writes"
     assert {"loss", "contrastive_accuracy", "images_per_second"} <= json.loads(lines[0]).keys()
