@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 
 WARM, REPEATS = 1, 3
-REAL = 2048
-"""Images that are really there."""
+REAL, FEW = 2048, 96
+"""Images that are really there; in the smoke test so few that its runs are too short for compiling to be tried."""
 BATCH, SIDE = 256, 32
 SIZES: dict[str, dict[str, list[int]]] = {
     "full": {
@@ -94,12 +94,22 @@ def compose(parts: list[str], device: str, small: bool, path: Path) -> dict[str,
     return {"protocol": " ".join(protocol.split()), **before}
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What all sizes of a part have in common."""
+
+    folder: Path
+    device: str
+    batch: int = BATCH
+    real: int = REAL
+
+
 def measure(part: str, device: str, small: bool) -> Iterator[dict[str, Any]]:
     """One object a size."""
     with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(Path(folder), device, 16, FEW) if small else Setting(Path(folder), device)
         for n in SIZES["small" if small else "full"][part]:
-            batch = 16 if small else BATCH
-            found = PARTS[part](n, Path(folder), device, batch)
+            found = PARTS[part](n, setting)
             print(part, n, found, file=sys.stderr)
             yield {"n": n} | found
 
@@ -107,34 +117,34 @@ def measure(part: str, device: str, small: bool) -> Iterator[dict[str, Any]]:
 # --- a training step ---
 
 
-def by_batch(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
-    return {"images_per_second": speed(training(folder, device, n))}
+def by_batch(n: int, at: Setting) -> dict[str, float]:
+    return {"images_per_second": speed(training(replace(at, batch=n)))}
 
 
-def by_size(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
-    return {"images_per_second": speed(training(folder, device, batch // 2, side=n))}
+def by_size(n: int, at: Setting) -> dict[str, float]:
+    return {"images_per_second": speed(training(replace(at, batch=at.batch // 2), side=n))}
 
 
-def by_classes(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+def by_classes(n: int, at: Setting) -> dict[str, float]:
     methods = ("simclr", "supervised")
-    return {m: speed(training(folder, device, batch, method=m, classes=n)) for m in methods}
+    return {m: speed(training(at, method=m, classes=n)) for m in methods}
 
 
-def by_data(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+def by_data(n: int, at: Setting) -> dict[str, float]:
     """A step, and each loader alone, over an index of n rows."""
     from sslkit.data import ffcv_missing, make_loader
     from sslkit.data.loaders import Kind
 
-    parts = training(folder, device, batch)
+    parts = training(at)
     kinds: list[Kind] = ["torch"] if ffcv_missing() else ["torch", "ffcv"]
     found: dict[str, float] = {}
     for kind in kinds:
         # What is loaded and compiled but once is no part of the memory of a data set.
-        next(make_loader(parts.stores.pretrain, batch_size=batch, seed=0, device=parts.device, kind=kind).epoch(0))
+        next(make_loader(parts.stores.pretrain, batch_size=at.batch, seed=0, device=parts.device, kind=kind).epoch(0))
         with Held() as held:
             store = parts.stores.pretrain.subset(np.arange(n) % len(parts.stores.pretrain))
             began = time.perf_counter()
-            loader = make_loader(store, batch_size=batch, seed=0, device=parts.device, kind=kind)
+            loader = make_loader(store, batch_size=at.batch, seed=0, device=parts.device, kind=kind)
             found |= {f"{kind}_{k}": v for k, v in _streamed(loader, began).items()}
         found[f"{kind}_mb"] = held.most / 1e6
         found[f"{kind}_step_images_per_second"] = speed(replace(parts, loader=loader))
@@ -153,38 +163,38 @@ def _streamed(loader: Any, began: float) -> dict[str, float]:
     return {"first_batch_seconds": first - began, "images_per_second": seen / (time.perf_counter() - first)}
 
 
-def by_processes(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+def by_processes(n: int, at: Setting) -> dict[str, float]:
     """Whole runs: the epochs after the first."""
-    path, out = packed(folder, SIDE, 10), folder / f"run{n}"
-    words = [*_words("simclr", path, device, batch), f"devices={n}", f"epochs={REPEATS + 1}", f"out={out}"]
+    path, out = packed(at, SIDE, 10), at.folder / f"run{n}"
+    words = [*_words("simclr", path, at), f"devices={n}", f"epochs={REPEATS + 1}", f"out={out}"]
     options = ["checkpoint_every=0", "eval_every=0", "evaluators=[]", "log_every=1000000"]
     subprocess.run([sys.executable, "-m", "sslkit", "run", *words, *options], check=True, stdout=sys.stderr)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {"images_per_second": statistics.median(line["images_per_second"] for line in lines[1:])}
 
 
-def training(folder: Path, device: str, batch: int, method: str = "simclr", side: int = SIDE, classes: int = 10) -> Any:
+def training(at: Setting, method: str = "simclr", side: int = SIDE, classes: int = 10) -> Any:
     """The parts of a run, as `sslkit run` would build them."""
     from sslkit.build import build
     from sslkit.resolve import resolve
 
-    words = [*_words(method, packed(folder, side, classes), device, batch), "epochs=100"]
+    words = [*_words(method, packed(at, side, classes), at), "epochs=100"]
     return build(resolve(words).config, lambda text: None)
 
 
-def _words(method: str, path: Path, device: str, batch: int) -> list[str]:
+def _words(method: str, path: Path, at: Setting) -> list[str]:
     network = ["backbone=shufflenetv2", "backbone.stem=imagenet"]
-    return [f"method={method}", *network, f"data={path}", f"batch_size={batch}", f"device={device}", "seed=0"]
+    return [f"method={method}", *network, f"data={path}", f"batch_size={at.batch}", f"device={at.device}", "seed=0"]
 
 
-def packed(folder: Path, side: int, classes: int) -> Path:
-    """REAL images of noise, labelled from 0 to classes - 1."""
+def packed(at: Setting, side: int, classes: int) -> Path:
+    """Images of noise, labelled from 0 to classes - 1."""
     from sslkit.data import ArrayImages, pack
 
-    path = folder / f"noise-{side}-{classes}.beton"
+    path = at.folder / f"noise-{side}-{classes}.beton"
     if not path.exists():
-        pixels = np.random.default_rng(0).integers(0, 256, (REAL, side, side, 3), np.uint8)
-        labels = np.linspace(0, classes - 1, REAL).round().astype(np.int64)
+        pixels = np.random.default_rng(0).integers(0, 256, (at.real, side, side, 3), np.uint8)
+        labels = np.linspace(0, classes - 1, at.real).round().astype(np.int64)
         pack(ArrayImages(lambda: (pixels, labels), "noise"), path, size=side)
     return path
 
@@ -208,17 +218,18 @@ def speed(parts: Any) -> float:
 # --- packing and kNN ---
 
 
-def by_packing(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+def by_packing(n: int, at: Setting) -> dict[str, float]:
     """JPEG files of about 32 px in 100 folders, packed raw."""
     from sslkit.data import pack
     from sslkit.data.folder import FileImages
 
-    _write_files(folder / str(n), n)
-    pack(FileImages(folder / str(n) / "00"), folder / "warm.beton", size=SIDE)
+    files = at.folder / str(n)
+    _write_files(files, n)
+    pack(FileImages(files / "00"), at.folder / "warm.beton", size=SIDE)
     with Held() as held:
-        images = FileImages(folder / str(n))
+        images = FileImages(files)
         began, worked = time.perf_counter(), time.process_time()
-        pack(images, folder / f"{n}.beton", size=SIDE)
+        pack(images, at.folder / f"{n}.beton", size=SIDE)
         seconds, worked = time.perf_counter() - began, time.process_time() - worked
     return {"images_per_second": n / seconds, "cores": worked / seconds, "mb": held.most / 1e6}
 
@@ -237,12 +248,12 @@ def _write_files(folder: Path, n: int) -> None:
             out.write(bodies[i % len(bodies)])
 
 
-def by_knn(n: int, folder: Path, device: str, batch: int) -> dict[str, float]:
+def by_knn(n: int, at: Setting) -> dict[str, float]:
     """Features of noise; memory beside the features, on the CPU or, with CUDA, on the device."""
     from sslkit.build import pick_device
     from sslkit.evaluators import KNN
 
-    where = pick_device(device)
+    where = pick_device(at.device)
     bank, queries = (torch.randn(rows, KNN_WIDTH, device=where) for rows in (n, KNN_QUERIES))
     labels = torch.arange(n, device=where) % 1000
     vote = KNN(KNN.Config()).predict
@@ -286,7 +297,7 @@ class Held:
         return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
-PARTS: dict[str, Callable[[int, Path, str, int], dict[str, float]]] = {
+PARTS: dict[str, Callable[[int, Setting], dict[str, float]]] = {
     "batch": by_batch,
     "size": by_size,
     "classes": by_classes,

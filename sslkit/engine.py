@@ -115,6 +115,8 @@ def _processes(count: int) -> str:
 def _note(run: Run, parts: Parts) -> None:
     if not distributed.is_main():
         return
+    # Counting takes a slow pass, and a run that goes on has the network it began with.
+    gflops = run.derived.get("gflops") or flops(parts.method.backbone, parts.stores.image_size) / 1e9
     run.note(
         images=len(parts.stores.pretrain),
         skipped=len(parts.stores.pretrain.skipped),
@@ -128,7 +130,7 @@ def _note(run: Run, parts: Parts) -> None:
         stem=parts.method.backbone.stem_kind,
         width=parts.method.backbone.width,
         parameters=sum(p.numel() for p in parts.method.backbone.parameters()),
-        gflops=flops(parts.method.backbone, parts.stores.image_size) / 1e9,
+        gflops=gflops,
         steps_per_epoch=parts.steps_per_epoch,
         peak_lr=parts.peak_lr,
         processes=distributed.world(),

@@ -22,8 +22,9 @@ from sslkit.resolve import resolve
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
     "method=simclr", "method.hidden=16", "method.dim=8", "backbone=shufflenetv2", "data=digits", "batch_size=8",
-    "augment=simclr", "device=cpu", "workers=2", "evaluators=[]",
+    "augment=simclr", "device=cpu", "workers=2", "evaluators=[]", "epochs=1",
 ]  # fmt: skip
+"""A run too short for `tune` to try other ways, or to compile on a busy machine: what is timed is the usual way."""
 
 
 @pytest.fixture(autouse=True)
@@ -330,7 +331,7 @@ def test_lightly_s_transforms_have_the_recipe_s_settings():
 def test_others_views_have_the_shape_and_scale_of_ours(augment):
     from sslkit.bench.views_peers import Kornia, Pictures, torchvision_transform
 
-    parts = parts_of(f"augment={augment}", "data=shapes", "data.image_size=32", "batch_size=32")
+    parts = parts_of(f"augment={augment}", "data=shapes", "data.n_train=64", "data.image_size=32", "batch_size=32")
     raw = first_batch(parts)
     ours = parts.views(raw.images, torch.Generator().manual_seed(0))[0].chunk(2)
     options = parts.config.augment.options

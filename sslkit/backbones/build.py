@@ -63,14 +63,12 @@ def _fit_stem(net: nn.Module, name: str, stem: str, image_size: int) -> str:
         return "imagenet"
     try:
         # A network that divides by less than 16 was made for small images: auto leaves it as it is.
-        if stem == "auto" and stems.total_stride(net, image_size) < 16:
-            return "imagenet"
-        stems.small_stem(net, image_size)
+        changed = stems.small_stem(net, image_size, least=16 if stem == "auto" else 0)
     except (UserError, RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"backbone {name} cannot have the small stem ({_first_line(error)}); use backbone.stem=imagenet"
         ) from error
-    return "small"
+    return "small" if changed else "imagenet"
 
 
 def _measure_width(net: nn.Module, name: str, image_size: int) -> int:

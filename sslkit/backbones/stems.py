@@ -30,17 +30,36 @@ class Reduction:
     modules: list[str] = field(default_factory=list)
 
 
-def small_stem(net: nn.Module, image_size: int) -> None:
-    """Drop the first two halvings of `net`, in place; its keys stay. Raises UserError where it cannot."""
+def small_stem(net: nn.Module, image_size: int, least: int = 0) -> bool:
+    """Drop the first two halvings of `net`, in place; its keys stay. Raises UserError where it cannot.
+
+    A network whose total stride is below `least` is left as it is; returns whether it was not.
+    """
     if is_token_net(net):
-        patch = net.patch_embed.patch_size[0]
-        if patch % DROP:
-            raise UserError(f"its patches of {patch} px cannot be divided by {DROP}")
-        set_tokens(net, image_size, patch // DROP)
-        return
-    before = total_stride(net, image_size)
+        if net.patch_embed.patch_size[0] < least:
+            return False
+        _quarter_patches(net, image_size)
+        return True
+    seen = reductions(net, image_size)
+    before = prod(r.factor for r in seen)
+    if before < least:
+        return False
+    _drop_halvings(net, seen)
+    if total_stride(net, image_size) * DROP != before:
+        raise UserError("its resolution does not follow from its strides")
+    return True
+
+
+def _quarter_patches(net: Any, image_size: int) -> None:
+    patch = net.patch_embed.patch_size[0]
+    if patch % DROP:
+        raise UserError(f"its patches of {patch} px cannot be divided by {DROP}")
+    set_tokens(net, image_size, patch // DROP)
+
+
+def _drop_halvings(net: nn.Module, seen: list[Reduction]) -> None:
     remaining = DROP
-    for reduction in reductions(net, image_size):
+    for reduction in seen:
         if remaining == 1 or remaining % reduction.factor:
             break
         for name in reduction.modules:
@@ -48,8 +67,6 @@ def small_stem(net: nn.Module, image_size: int) -> None:
         remaining //= reduction.factor
     if remaining > 1:
         raise UserError("its first two halvings of resolution cannot be found")
-    if total_stride(net, image_size) * DROP != before:
-        raise UserError("its resolution does not follow from its strides")
 
 
 def total_stride(net: nn.Module, image_size: int) -> int:
