@@ -46,6 +46,12 @@ def _tell(keep: bool) -> None:
         libc.mallopt(_MMAP_THRESHOLD, 32 * _MB)
         libc.mallopt(_TRIM_THRESHOLD, 64 * _MB)
         libc.mallopt(_MMAP_MAX, 65536)
+        give_back()
+
+
+def give_back() -> None:
+    """Return to the system what is free now."""
+    if libc := _glibc():
         libc.malloc_trim(0)
 
 

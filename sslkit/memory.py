@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sslkit import distributed
+from sslkit.allocator import freed_memory, give_back
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
     if distributed.world() > 1:
         return UserError(f"{asked} on each of {distributed.world()} processes; set micro_batch={_divisors(size)[0]}")
     error.__traceback__ = None  # The traceback holds the failed step's tensors.
-    fits = _largest_that_fits(parts, raw)
+    # What the failed step took, kept, would be missing from whatever is not allocated by malloc.
+    with freed_memory(keep=False):
+        fits = _largest_that_fits(parts, raw)
     if fits is None:
         return UserError(f"{asked}; not even micro_batch=2 fits: use a smaller data.image_size or backbone")
     return UserError(
@@ -61,5 +64,6 @@ def _divisors(size: int) -> list[int]:
 def _free(parts: "Parts") -> None:
     parts.optimizer.zero_grad(set_to_none=True)
     gc.collect()
+    give_back()
     if parts.device.type == "cuda":
         torch.cuda.empty_cache()
