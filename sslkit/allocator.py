@@ -22,10 +22,11 @@ _keeping = False
 def freed_memory(keep: bool) -> Iterator[None]:
     """Inside, freed memory is kept, or given back to the system as it is by default; afterwards as before.
 
-    For the whole process, all threads. Does nothing where the C library has no `mallopt` (macOS, musl).
+    For the whole process, all threads. Does nothing where the C library has no `mallopt` (macOS, musl), or where
+    the address space is limited: kept memory would be missing from what does not come from malloc.
     """
     before = _keeping
-    _tell(keep)
+    _tell(keep and not _limited())
     try:
         yield
     finally:
@@ -46,13 +47,15 @@ def _tell(keep: bool) -> None:
         libc.mallopt(_MMAP_THRESHOLD, 32 * _MB)
         libc.mallopt(_TRIM_THRESHOLD, 64 * _MB)
         libc.mallopt(_MMAP_MAX, 65536)
-        give_back()
-
-
-def give_back() -> None:
-    """Return to the system what is free now."""
-    if libc := _glibc():
         libc.malloc_trim(0)
+
+
+def _limited() -> bool:
+    try:
+        import resource
+    except ImportError:
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sslkit import distributed
-from sslkit.allocator import freed_memory, give_back
+from sslkit.allocator import freed_memory
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +64,5 @@ def _divisors(size: int) -> list[int]:
 def _free(parts: "Parts") -> None:
     parts.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    give_back()
     if parts.device.type == "cuda":
         torch.cuda.empty_cache()
