@@ -53,7 +53,8 @@ ONE_VIEW = {"augment": "weak"}
 # What tells how an image was turned does not tell classes apart: the layers before do (Gidaris et al. 2018, 4.2).
 EARLIER = {"evaluators": {"knn": {"k": 20, "layer": "stage2"}}}
 CASES: dict[str, tuple[dict[str, Any], float]] = {
-    # method: settings of its own, margin. In the comment what was measured: random network -> trained.
+    # method: settings of its own, margin. In the comment what was measured, seed 0 unless said, on the 500
+    # test images of the archive alone, where networks do better: random network -> trained.
     "simclr": ({}, 0.05),  # 0.166 -> 0.258
     "vicreg": ({"method": {"hidden": 512, "dim": 512}}, 0.04),  # 0.166 -> 0.242
     "mocov2": (  # 0.166 -> 0.298
@@ -101,14 +102,15 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
         0.015,
     ),
     # Its class token is trained by nothing but its neighbours, so kNN hardly moves.
-    "mae": (  # linear: 0.354 -> 0.390
+    "mae": (  # linear, 30 epochs: 0.258 -> 0.294
         {
             "method": {"norm_pixels": False, "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 2},
             "backbone": {"name": "vit", "patch": 4, "depth": 4, "dim": 96, "heads": 3},
             "batch_size": 64,
             "evaluators": {"linear": {"solver": "lbfgs", "l2": 10.0}},
             **ONE_VIEW,
-            **QUICK_STEPS,
+            "optimizer": {"lr": 4e-3},
+            "epochs": 15,
         },
         0.015,
     ),
