@@ -1,5 +1,6 @@
 """Backbones: native keys, measured width, the small stem, weights on disk."""
 
+import copy
 import resource
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.models.shufflenetv2 import InvertedResidual
 
 from sslkit import plugins
 from sslkit.backbones import BackboneConfig, create_backbone, load_backbone, load_weights, save_backbone, takes
+from sslkit.backbones.shuffle import OnePassResidual
 from sslkit.backbones.stems import dry_run, reductions, total_stride
 from sslkit.config import Choice
 from sslkit.errors import UserError
@@ -168,6 +171,22 @@ def test_small_stem_of_any_network(name):
     assert net.stem_kind == "small"
     assert total_stride(net, 32) == 8
     assert dry_run(net, 32).shape == (1, net.width)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("name", ["shufflenetv2", "torchvision:shufflenet_v2_x0_5"])
+def test_shuffling_in_one_pass_is_torchvisions_to_the_bit_and_keeps_the_layout(name, layout):
+    net = create_backbone(name, 64).to(memory_format=layout)
+    halving, plain = [module for module in net.modules() if isinstance(module, InvertedResidual)][:2]
+    x = torch.randn(2, 24, 9, 9).to(memory_format=layout)
+    for unit in (halving, plain):
+        assert type(unit) is OnePassResidual
+        y = unit(x)
+        assert y.is_contiguous(memory_format=layout)
+        theirs = copy.deepcopy(unit)
+        theirs.__class__ = InvertedResidual
+        assert torch.equal(theirs(x), y)
+        x = y.detach()
 
 
 def test_auto_ends_at_64_px():

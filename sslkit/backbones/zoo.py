@@ -93,6 +93,10 @@ def torchvision_model(name: str, config: BackboneConfig, image_size: int = 224) 
         options = {"image_size": image_size}
     net = models.get_model(name, weights=None, **options)
     _remove_classifier(net)
+    if name.startswith("shufflenet"):
+        from sslkit.backbones.shuffle import shuffle_in_one_pass
+
+        shuffle_in_one_pass(net)
     return net
 
 
