@@ -1,6 +1,6 @@
 """Do the fast ways to run agree with the plain one? Losses of the first steps, and kNN accuracy over several seeds.
 
-    python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 10] [--out FILE] [key=value]...
+    python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 12] [--out FILE] [key=value]...
 
 FOLDER holds images with train/ and test/. Every way trains SimCLR on the same network, images and seeds: plain torch
 operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16 with depthwise
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/agreement-cpu.json"))
     args = parser.parse_args()
     runs = {way: [train(args, settings, seed) for seed in range(args.seeds)] for way, settings in WAYS.items()}
@@ -50,8 +50,8 @@ def train(args: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict
             method="simclr",
             backbone={"name": "shufflenetv2", "stem": "imagenet"},
             data=args.folder,
-            augment="simclr",
-            optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "warmup_epochs": 1},
+            augment="small",
+            optimizer={"name": "adamw", "lr": 1e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 1},
             evaluators={"knn": {"k": 20}},
             epochs=args.epochs,
             batch_size=128,
