@@ -1,14 +1,10 @@
 """Each method learns: a short run on real images beats its own random initialisation by a stated margin."""
 
-import lzma
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import sslkit as library
 from sslkit import plugins
@@ -28,9 +24,8 @@ def test_the_demo_s_settings_learn(tmp_path, method):
     assert last["top1"] - first["top1"] > MARGINS[method]
 
 
-# Photographs: 2,000 of CIFAR-10 to train on, 2,500 to test on. A minute or less each on one core, so the settings are
-# such as learn in some two hundred steps, and not the papers'. Chance is 0.10, the standard error of a figure 0.01.
-TESTED = 2500
+# Photographs: 2,000 of CIFAR-10 to train on, 500 to test on. A minute or less each on one core, so the settings are
+# such as learn in some two hundred steps, and not the papers'. Chance is 0.10, the standard error of a figure 0.02.
 EVERYWHERE: dict[str, Any] = {
     "backbone": {"name": "shufflenetv2", "stem": "imagenet"},
     "batch_size": 128,
@@ -53,8 +48,7 @@ ONE_VIEW = {"augment": "weak"}
 # What tells how an image was turned does not tell classes apart: the layers before do (Gidaris et al. 2018, 4.2).
 EARLIER = {"evaluators": {"knn": {"k": 20, "layer": "stage2"}}}
 CASES: dict[str, tuple[dict[str, Any], float]] = {
-    # method: settings of its own, margin. In the comment what was measured, seed 0 unless said, on the 500
-    # test images of the archive alone, where networks do better: random network -> trained.
+    # method: settings of its own, margin. In the comment what was measured: random network -> trained.
     "simclr": ({}, 0.05),  # 0.166 -> 0.258
     "vicreg": ({"method": {"hidden": 512, "dim": 512}}, 0.04),  # 0.166 -> 0.242
     "mocov2": (  # 0.166 -> 0.298
@@ -102,21 +96,20 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
         0.015,
     ),
     # Its class token is trained by nothing but its neighbours, so kNN hardly moves.
-    "mae": (  # linear, 30 epochs: 0.258 -> 0.294
+    "mae": (  # linear: 0.354 -> 0.390
         {
             "method": {"norm_pixels": False, "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 2},
             "backbone": {"name": "vit", "patch": 4, "depth": 4, "dim": 96, "heads": 3},
             "batch_size": 64,
             "evaluators": {"linear": {"solver": "lbfgs", "l2": 10.0}},
             **ONE_VIEW,
-            "optimizer": {"lr": 4e-3},
-            "epochs": 15,
+            **QUICK_STEPS,
         },
         0.015,
     ),
     "splitbrain": (ONE_VIEW | {"epochs": 8, **QUICK_STEPS}, 0.05),  # 0.210 -> 0.300
     "supervised": (ONE_VIEW | {"epochs": 6}, 0.10),  # 0.166 -> 0.304
-    "pirl": (  # seeds 1, 2: 0.184 -> 0.245, 0.171 -> 0.242
+    "pirl": (  # on 2,500 test images, seeds 1, 2: 0.184 -> 0.245, 0.171 -> 0.242
         ONE_VIEW
         | {
             "method": {"negatives": 1000, "transforms": ["rotation", "jitter", "crop"]},
@@ -133,19 +126,7 @@ def photographs(shared, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cifar")
     with tarfile.open(shared / "cifar10-2k.tar") as tar:
         tar.extractall(folder, filter="data")
-    replace_test_images(folder / "cifar10-2k/test", shared / "cifar-10-batches-bin")
     return folder / "cifar10-2k"
-
-
-def replace_test_images(folder: Path, batches: Path) -> None:
-    """More of them than the archive has, so that chance moves an accuracy less than learning does."""
-    shutil.rmtree(folder)
-    names = (batches / "batches.meta.txt").read_text().split()
-    records = np.frombuffer(lzma.decompress((batches / "test_batch.bin.xz").read_bytes()), np.uint8).reshape(-1, 3073)
-    for number, record in enumerate(records[:TESTED]):
-        file = folder / names[record[0]] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)).save(file, compress_level=1)
 
 
 def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
