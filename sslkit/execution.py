@@ -60,7 +60,7 @@ class Execution:
             convolution.__dict__.pop("forward", None)
             if self.depthwise_fp32:
                 # A bound method: a copy of the module takes along one bound to itself.
-                convolution.forward = MethodType(_forward_in_fp32, convolution)  # type: ignore[method-assign]
+                convolution.__dict__["forward"] = MethodType(_forward_in_fp32, convolution)
         for network in networks(method):
             network._compiled_call_impl = None
             if self.compile != "no":
