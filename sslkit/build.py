@@ -74,7 +74,7 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
     with distributed.main_first():
         stores = open_stores(config.data, config.eval_data, config.seed, say=say)
     torch.manual_seed(config.seed)
-    method = _with_synchronised_norm(build_method(config, stores).to(device), device)
+    method = build_method(config, stores).to(device)
     method.to(memory_format=usual(config, device).memory_format)
     loader = make_loader(
         stores.pretrain,
@@ -114,6 +114,8 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
     parts.execution = execution or tune(parts, say)
     if config.workers == "auto":
         workers.decide(loader, images_per_second(parts), say, distributed.local_world())
+    # Now that nothing is tried any more, which a process does alone.
+    parts.method = method = _with_synchronised_norm(method, device)
     parts.execution.apply(method)
     parts.trained = _in_step_with_others(method, config, device)
     return parts
@@ -183,7 +185,7 @@ def build_method(config: RunConfig, stores: Stores) -> Method:
 
 
 def _with_synchronised_norm(method: Method, device: torch.device) -> Method:
-    """Batch norm over the images of all GPUs; torch has none for the CPU."""
+    """Batch norm over the images of all GPUs, of the same parameters; torch has none for the CPU."""
     if distributed.world() == 1 or device.type != "cuda" or not method.sync_batchnorm:
         return method
     # timm's, because torch's would lose the activation inside timm's batch-norm layers.

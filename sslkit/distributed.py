@@ -91,6 +91,25 @@ def from_main(thing: Any) -> Any:
     return things[0]
 
 
+def everyones(thing: Any) -> list[Any]:
+    """Each process's `thing`, a plain Python value, in the order of ranks, on all of them."""
+    things = [thing] * world()
+    if world() > 1:
+        dist.all_gather_object(things, thing)
+    return things
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works as if it were the only one: it waits for no other, whatever fails here or there."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """The others wait here until the first process has left the block."""
@@ -101,8 +120,11 @@ def main_first() -> Iterator[None]:
         largest(0)
 
 
+_is_alone = False
+
+
 def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _is_alone and dist.is_available() and dist.is_initialized()
 
 
 class _Gather(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslkit import distributed
 from sslkit.config import RunConfig
 from sslkit.methods.base import Method
 
@@ -130,8 +131,11 @@ def eager_candidates(config: RunConfig, device: torch.device, method: Method) ->
 
 
 def compiled_candidates(config: RunConfig, device: torch.device, best: Execution) -> list[Execution]:
-    """The best uncompiled way, compiled, where the settings leave that open."""
+    """The best uncompiled way, compiled, where the settings leave that open.
+
+    As CUDA graphs for one process alone: what synchronised batch norm exchanges cannot be replayed.
+    """
     if config.compile != "auto":
         return []
-    kinds = ["default", "graphs"] if device.type == "cuda" else ["default"]
+    kinds = ["default", "graphs"] if device.type == "cuda" and distributed.world() == 1 else ["default"]
     return [replace(best, compile=kind) for kind in kinds]

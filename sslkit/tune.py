@@ -74,7 +74,8 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
 
     Candidates are timed on copies of the method and its optimizer; parts stay as they are, random state
     included. Timings are remembered by machine, network, size and batch, so that a second run chooses the same.
-    With several processes all of them time, and the first decides.
+    With several processes each of them times, by itself, what it can do in every way, and the first decides among
+    those that failed in none.
     """
     config = parts.config
     start = usual(config, parts.device)
@@ -84,7 +85,7 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
     if len(eager) == 1 and not compiled_candidates(config, parts.device, start):
         return start
     file = remembered_in(parts)
-    known = distributed.from_main(recall(file) if distributed.is_main() else None)
+    known = _recalled(parts)
     timings = known if known.keys() >= set(eager) else known | _measure(parts, eager, say)
     best = choose([timings[way] for way in eager], parts.steps)
     compiled = compiled_candidates(config, parts.device, best)
@@ -195,14 +196,15 @@ def _measure(parts: "Parts", ways: list[Execution], say: Callable[[str], None]) 
     if any(way.compile != "no" for way in ways):
         say("the run is long enough for compiling to pay: trying it takes a minute or two")
     raws = [_raw_batch(parts, number) for number in range(parts.config.accumulate)]
-    with torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
+    # Alone, because a step that fails in one process would leave the others waiting within theirs.
+    with distributed.alone(), torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
         # Kernels that are loaded or compiled once a process must not count for the way that happens to be first.
         _Trial(parts, replace(ways[0], compile="no")).begin(raws)
         trials = [_Trial(parts, way) for way in ways]
         for trial in trials:
             trial.begin(raws)
         took = sum(trial.first for trial in trials if trial.way.compile == "no")
-        for _ in range(distributed.from_main(1 if took > LONG else TIMED_STEPS)):
+        for _ in range(1 if took > LONG else TIMED_STEPS):
             for trial in trials:
                 trial.step(raws)
     expected = next((trial.loss for trial in trials if not trial.error), 0.0)
@@ -212,7 +214,13 @@ def _measure(parts: "Parts", ways: list[Execution], say: Callable[[str], None]) 
         # What the run says of its memory must not count these copies.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(parts.device)
-    return distributed.from_main(timings)
+    return _agreed(timings)
+
+
+def _agreed(timings: dict[Execution, Timing]) -> dict[Execution, Timing]:
+    """The first process's timings, but what failed in any of them failed."""
+    everyones = distributed.everyones(timings)
+    return everyones[0] | {way: timing for theirs in everyones for way, timing in theirs.items() if timing.error}
 
 
 class _Trial:
@@ -278,8 +286,13 @@ def _raw_batch(parts: "Parts", number: int) -> RawBatch:
 
 def images_per_second(parts: "Parts") -> float | None:
     """What the steps of this process take in their chosen way, where that was timed, now or in an earlier run."""
-    timing = recall(remembered_in(parts)).get(parts.execution)
+    timing = _recalled(parts).get(parts.execution)
     return parts.images_per_step / distributed.world() / timing.step if timing and timing.step else None
+
+
+def _recalled(parts: "Parts") -> dict[Execution, Timing]:
+    """What the first process remembers."""
+    return distributed.from_main(recall(remembered_in(parts)) if distributed.is_main() else None)
 
 
 def remembered_in(parts: "Parts") -> Path:

@@ -16,8 +16,10 @@ from forked import Forked
 from safetensors.torch import load_file, save_file
 from small import backbone_for, make, same, without_batch_norm
 
-from sslkit import distributed, plugins
+from sslkit import distributed, plugins, tune
+from sslkit.build import build
 from sslkit.methods import Batch, Method, RunInfo
+from sslkit.resolve import resolve
 from sslkit.runs import Run
 from sslkit.testing import in_two_processes
 
@@ -65,6 +67,33 @@ def main_is_first(rank: int, folder: str) -> None:
 
 def test_the_first_process_goes_first(tmp_path):
     in_two_processes(main_is_first, str(tmp_path))
+
+
+def tuned_with_a_failure(rank: int, folder: str) -> None:
+    """What tune chooses where the step of one way fails in the second process alone."""
+    os.environ["SSLKIT_CACHE"] = folder
+    tune.FEWEST_STEPS, tune.TIMED_STEPS = 1, 1
+    step = tune.train_step
+
+    def failing(parts, raws, number):
+        if rank == 1 and parts.execution.channels_last:
+            raise torch.OutOfMemoryError("out of memory here")
+        return step(parts, raws, number)
+
+    tune.train_step = failing
+    said: list[str] = []
+    words = [*TINY, "method=simclr", "backbone=shufflenetv2", "precision=fp32", "compile=false", "report=false"]
+    parts = build(resolve(words).config, said.append)
+    assert str(parts.execution) == "fp32, channels first"
+    if rank == 0:
+        assert any("fp32, channels last" in line and "not possible here: out of memory here" in line for line in said)
+    with distributed.alone():
+        assert (distributed.rank(), distributed.world(), distributed.everyones(rank)) == (0, 1, [rank])
+    assert distributed.everyones(rank) == [0, 1]
+
+
+def test_a_way_that_fails_in_one_process_is_no_way_for_the_others(tmp_path):
+    in_two_processes(tuned_with_a_failure, str(tmp_path))
 
 
 # --- every method: two processes with half of the batch each, against one with all of it ---
