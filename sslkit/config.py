@@ -124,8 +124,9 @@ class RunConfig(Config):
     """Memory format of the network; auto: as `tune` finds faster, untuned on."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the backbone, for a minute or so; auto: where `tune` finds that the run is long enough to gain by it."""
-    tune: Literal["auto", "off"] = "auto"
-    """auto: time a few steps of every way that the four settings above leave open, and take the fastest."""
+    tune: Literal["auto", "off", "always"] = "auto"
+    """auto: time a few steps of every way that the four settings above leave open, and take the fastest; only where
+    the run has enough steps to gain by it, unless always."""
     kernels: Literal["auto", "plain"] = "auto"
     """What makes views; auto: compiled kernels, equal to 1e-4; plain: torch operations alone, the reference."""
     deterministic: bool = False

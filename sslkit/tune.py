@@ -80,7 +80,7 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
     config = parts.config
     start = usual(config, parts.device)
     eager = eager_candidates(config, parts.device, parts.method)
-    if config.tune == "off" or parts.device.type not in ("cpu", "cuda") or parts.steps < FEWEST_STEPS:
+    if parts.device.type not in ("cpu", "cuda") or not _worth_trying(parts):
         return start
     if len(eager) == 1 and not compiled_candidates(config, parts.device, start):
         return start
@@ -106,13 +106,17 @@ def tune_views(parts: "Parts", say: Callable[[str], None]) -> None:
 
     The CPU has kernels of its own, which need no trial.
     """
-    config = parts.config
-    if config.tune == "off" or config.kernels == "plain" or parts.device.type != "cuda" or parts.steps < FEWEST_STEPS:
+    if parts.config.kernels == "plain" or parts.device.type != "cuda" or not _worth_trying(parts):
         return
     images = _raw_batch(parts, 0).images
     for part in parts.views.modules():
         if isinstance(part, Views):
             say(f"views of {part.image_size} px: {compile_if_faster(part, images)}")
+
+
+def _worth_trying(parts: "Parts") -> bool:
+    tune = parts.config.tune
+    return tune == "always" or (tune == "auto" and parts.steps >= FEWEST_STEPS)
 
 
 def compile_if_faster(views: Views, images: Tensor) -> str:

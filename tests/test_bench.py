@@ -22,9 +22,9 @@ from sslkit.resolve import resolve
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
     "method=simclr", "method.hidden=16", "method.dim=8", "backbone=shufflenetv2", "data=digits", "batch_size=8",
-    "augment=simclr", "device=cpu", "workers=2", "evaluators=[]", "epochs=1",
+    "augment=simclr", "device=cpu", "workers=2", "evaluators=[]", "tune=off",
 ]  # fmt: skip
-"""A run too short for `tune` to try other ways, or to compile on a busy machine: what is timed is the usual way."""
+"""What is timed is the usual way."""
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +237,19 @@ def test_stages_train_in_micro_batches_too():
     parts.method.backbone.register_forward_hook(lambda net, given, out: passed.append(len(out)))
     turn(Stages(parts), 1, lambda: None)
     assert passed == 2 * 4 * [8], "two steps of two batches in two pieces of four images, two views each"
+
+
+@pytest.mark.parametrize(("word", "tuned"), [("auto", "always"), ("off", "off")])
+def test_the_fastest_way_is_looked_for_however_short_the_run(word, tuned, monkeypatch):
+    class Built(Exception):
+        pass
+
+    def building(config, say):
+        raise Built(config.tune)
+
+    monkeypatch.setattr(contest, "build", building)
+    with pytest.raises(Built, match=tuned):
+        contest.bench(resolve([*WORDS[:-1], f"tune={word}", "epochs=1"]), Protocol())
 
 
 def test_several_processes_are_refused():

@@ -278,6 +278,9 @@ def test_off_and_short_runs_time_nothing(tuning, monkeypatch):
     built(say=said.append)
     assert not tuning
     assert not any("tuned" in line for line in said)
+    built("tune=always", say=said.append)
+    assert len(tuning) == 1
+    assert any("tuned" in line for line in said)
 
 
 def test_a_way_that_fails_is_told_and_not_taken(tuning, seconds, monkeypatch):

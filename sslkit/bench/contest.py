@@ -54,7 +54,8 @@ def bench(
     config = resolved.config
     if config.devices > 1:
         raise UserError(f"sslkit bench times one process, not devices={config.devices}; leave devices out")
-    parts = build(config, say)
+    # How fast training gets here is the question, however short the run.
+    parts = build(config.model_copy(update={"tune": "always"} if config.tune == "auto" else {}), say)
     raw = first_batch(parts)
     with tempfile.TemporaryDirectory(prefix="sslkit-bench-") as folder, ExitStack() as stack:
         wanted = [name for name in names if name in _peers_of(only)]
