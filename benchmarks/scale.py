@@ -70,7 +70,7 @@ def main() -> None:
         return
     if unknown := set(args.only) - set(PARTS):
         parser.error(f"there is no part {min(unknown)!r}; there are {', '.join(PARTS)}")
-    from sslkit.build import pick_device
+    from sslkit.devices import pick_device
 
     path = args.out / f"scale-{pick_device(args.device).type}.json"
     report = compose(args.only, args.device, args.small, path)
@@ -201,7 +201,7 @@ def packed(at: Setting, side: int, classes: int) -> Path:
 
 def speed(parts: Any) -> float:
     """Images a second of whole steps."""
-    from sslkit.evaluators.cost import synchronize
+    from sslkit.devices import synchronize
     from sslkit.step import train_step
 
     batches = chain.from_iterable(parts.loader.epoch(epoch) for epoch in count())
@@ -250,7 +250,7 @@ def _write_files(folder: Path, n: int) -> None:
 
 def by_knn(n: int, at: Setting) -> dict[str, float]:
     """Features of noise; memory beside the features, on the CPU or, with CUDA, on the device."""
-    from sslkit.build import pick_device
+    from sslkit.devices import pick_device
     from sslkit.evaluators import KNN
 
     where = pick_device(at.device)

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from sslkit import distributed, plugins
-from sslkit.augment.views import Views, numba_missing
+from sslkit.augment.views import numba_missing
 from sslkit.backbones import create_backbone
 from sslkit.config import RunConfig
 from sslkit.data import Stores, make_loader, open_stores, workers
+from sslkit.devices import pick_device
 from sslkit.errors import UserError
-from sslkit.execution import Execution, usual
+from sslkit.execution import Execution, as_can_be, recipes, usual
 from sslkit.methods.base import Method, RunInfo
 from sslkit.optim import Schedule, make_optimizer, make_schedule, scaled_lr
-from sslkit.tune import images_per_second, tune, tune_views
+from sslkit.tune import images_per_second, tune
 
 
 @dataclass
@@ -110,8 +111,8 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         execution=usual(config, device),
         steps_per_epoch=steps_per_epoch,
     )
-    tune_views(parts, say)
-    parts.execution = execution or tune(parts, say)
+    parts.execution = as_can_be(execution) if execution else tune(parts, say)
+    parts.execution.apply_to_views(parts.views)
     if config.workers == "auto":
         workers.decide(loader, images_per_second(parts), say, distributed.local_world())
     # Now that nothing is tried any more, which a process does alone.
@@ -121,23 +122,11 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
     return parts
 
 
-def pick_device(name: str) -> torch.device:
-    """auto: this process's GPU, else Apple's, else the CPU."""
-    if name not in ("auto", "cuda"):
-        return torch.device(name)
-    if name == "cuda" or torch.cuda.is_available():
-        device = torch.device("cuda", distributed.local_rank())
-        torch.cuda.set_device(device)
-        return device
-    return torch.device("mps" if torch.backends.mps.is_available() and distributed.world() == 1 else "cpu")
-
-
 def _make_views(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:
     recipe = plugins.find("augmentations", config.augment.name)
     views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
-    for part in views.modules():
-        if isinstance(part, Views):
-            part.kernels = config.kernels
+    for part in recipes(views):
+        part.kernels = config.kernels
     return views
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkit import distributed
+from sslkit.augment.views import Views
 from sslkit.config import RunConfig
 from sslkit.methods.base import Method
 
@@ -29,12 +30,15 @@ class Execution:
     depthwise_fp32: bool = False
     """Whether depthwise convolutions are kept out of autocast: processors that multiply matrices faster in bf16
     take longer over these."""
+    compiled_views: bool = False
+    """Whether a GPU makes the views by `torch.compile`; the CPU has kernels of its own."""
 
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
         compiled = {"no": "", "default": ", compiled", "graphs": ", compiled, CUDA graphs"}[self.compile]
         depthwise = ", depthwise in fp32" if self.depthwise_fp32 else ""
-        return f"{self.precision}{depthwise}, {layout}{compiled}"
+        views = ", views compiled" if self.compiled_views else ""
+        return f"{self.precision}{depthwise}, {layout}{compiled}{views}"
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -52,6 +56,11 @@ class Execution:
     def laid_out(self, views: list[Tensor]) -> list[Tensor]:
         """Views, which recipes give channels last, as the network wants them."""
         return views if self.channels_last else [view.contiguous() for view in views]
+
+    def apply_to_views(self, views: nn.Module) -> None:
+        """Compile the recipes, or no longer compile them, in place."""
+        for recipe in recipes(views):
+            recipe.compile() if self.compiled_views else recipe.compile_no_longer()
 
     def apply(self, method: Method) -> None:
         """Lay out the weights, set what autocast reaches, and compile or no longer compile the backbone and its
@@ -72,6 +81,11 @@ class Execution:
 def networks(method: Method) -> Iterator[nn.Module]:
     """The backbone and its slow copies: what a step spends its time in."""
     return (module for module in method.modules() if type(module) is type(method.backbone))
+
+
+def recipes(views: nn.Module) -> Iterator[Views]:
+    """The recipes of a run's views that are made of named steps: a method may have several, a plugin other ones."""
+    return (part for part in views.modules() if isinstance(part, Views))
 
 
 def depthwise_convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
@@ -103,7 +117,7 @@ def usual(config: RunConfig, device: torch.device) -> Execution:
 
 def usual_precision(device: torch.device) -> str:
     """bf16 on a GPU that has it, else fp32."""
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -115,10 +129,11 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def eager_candidates(config: RunConfig, device: torch.device, method: Method) -> list[Execution]:
-    """The usual way, and those that differ from it in one thing that the settings leave open.
+    """The usual way, and those that differ from it in one thing that the settings leave open; all uncompiled.
 
     Depthwise convolutions in fp32, where the network has any, are tried with each precision below that.
     """
+    config = config.model_copy(update={"compile": False})
     ways = [usual(config, device)]
     if config.precision == "auto" and has_bf16(device):
         other = "fp32" if ways[0].precision == "bf16" else "bf16"
@@ -133,9 +148,15 @@ def eager_candidates(config: RunConfig, device: torch.device, method: Method) ->
 def compiled_candidates(config: RunConfig, device: torch.device, best: Execution) -> list[Execution]:
     """The best uncompiled way, compiled, where the settings leave that open.
 
-    As CUDA graphs for one process alone: what synchronised batch norm exchanges cannot be replayed.
+    Not with several GPUs: what a process tries alone has no synchronised batch norm, which compiles otherwise and
+    cannot be replayed as a CUDA graph.
     """
-    if config.compile != "auto":
+    if config.compile != "auto" or (device.type == "cuda" and distributed.world() > 1):
         return []
-    kinds = ["default", "graphs"] if device.type == "cuda" and distributed.world() == 1 else ["default"]
+    kinds = ["default", "graphs"] if device.type == "cuda" else ["default"]
     return [replace(best, compile=kind) for kind in kinds]
+
+
+def as_can_be(way: Execution) -> Execution:
+    """The way that a run was begun in, with the number of processes that go on with it."""
+    return replace(way, compile="default") if way.compile == "graphs" and distributed.world() > 1 else way

@@ -1,31 +1,44 @@
 """When memory runs out: say by how much to reduce what, after trying it."""
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sslkit import distributed
 from sslkit.allocator import freed_memory
+from sslkit.devices import release
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
     from sslkit.build import Parts
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a type of its own for it; the CPU's allocator and oneDNN, which compiles as it goes, only messages."""
-    told = ("allocate memory", "could not create a primitive")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in told)
+TOLD = (
+    "allocate memory",
+    "could not create a primitive",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch has a type of its own for it on CUDA; the libraries below it, and those of the CPU, only messages."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in TOLD)
 
 
 def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
     """The advice: the largest micro-batch whose step has just been seen to fit."""
-    size = parts.config.micro_batch or parts.config.batch_size
-    key = "micro_batch" if parts.config.micro_batch else "batch_size"
-    asked = f"out of memory at {key}={size} with images of {parts.stores.image_size} px"
-    if distributed.world() > 1:
-        return UserError(f"{asked} on each of {distributed.world()} processes; set micro_batch={_divisors(size)[0]}")
+    config, processes = parts.config, distributed.world()
+    key, value = ("micro_batch", config.micro_batch) if config.micro_batch else ("batch_size", config.batch_size)
+    asked = f"out of memory at {key}={value} with images of {parts.stores.image_size} px"
+    size = config.micro_batch or config.batch_size // processes
+    smaller = _divisors(size)
+    if not smaller and size > 2:
+        return UserError(f"{asked}, and {size} images cannot be taken in parts: use a batch_size of many divisors")
+    if not smaller:
+        return UserError(f"{asked}, two at a time; use a smaller data.image_size or backbone")
+    if processes > 1:
+        return UserError(f"{asked}, {size} images on each of {processes} processes; set micro_batch={smaller[0]}")
     error.__traceback__ = None  # The traceback holds the failed step's tensors.
     # What the failed step took, kept, would be missing from whatever is not allocated by malloc.
     with freed_memory(keep=False):
@@ -39,12 +52,15 @@ def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
 
 
 def _largest_that_fits(parts: "Parts", raw: Any) -> int | None:
+    from sslkit.execution import uncompiled
     from sslkit.step import train_step
 
     for size in _divisors(parts.config.micro_batch or parts.config.batch_size):
-        _free(parts)
+        parts.optimizer.zero_grad(set_to_none=True)
+        release(parts.device)
         try:
-            train_step(parts, [raw], 0, micro_batch=size)
+            with uncompiled():
+                train_step(parts, [raw], 0, micro_batch=size)
             return size
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -59,10 +75,3 @@ def _divisors(size: int) -> list[int]:
         if size % part == 0 and 2 * part <= chosen[-1]:
             chosen.append(part)
     return chosen[1:]
-
-
-def _free(parts: "Parts") -> None:
-    parts.optimizer.zero_grad(set_to_none=True)
-    gc.collect()
-    if parts.device.type == "cuda":
-        torch.cuda.empty_cache()

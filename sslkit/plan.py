@@ -14,7 +14,8 @@ from sslkit import energy
 from sslkit.allocator import freed_memory
 from sslkit.build import Parts, build
 from sslkit.config import RunConfig
-from sslkit.evaluators.cost import flops, synchronize
+from sslkit.devices import synchronize
+from sslkit.evaluators.cost import flops
 from sslkit.memory import is_out_of_memory, out_of_memory
 from sslkit.resolve import Resolved
 from sslkit.step import train_step

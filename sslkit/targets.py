@@ -103,7 +103,7 @@ def open_target(target: str | Path, words: Iterable[str], display: "Display") ->
 
     Raises UserError for anything else, naming every mistake in the settings.
     """
-    from sslkit.build import pick_device
+    from sslkit.devices import pick_device
 
     path = Path(target)
     run = Run.open(path) if path.is_dir() else None

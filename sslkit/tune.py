@@ -1,6 +1,7 @@
 """Which way of running the network is the fastest here: a few real steps of each are timed, and remembered.
 
-`tune` at the top decides; `_measure` below it times what is not yet known; `choose` is a pure function of timings.
+`tune` at the top decides, by `_fastest` on the network and by `try_compiled` on a GPU's views; `choose` is a pure
+function of timings, and `_measure` below it makes them.
 """
 
 import json
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from sslkit import atomic, distributed
 from sslkit.augment.views import Views
 from sslkit.data.loaders import RawBatch
 from sslkit.data.source import cache_dir, digest
-from sslkit.evaluators.cost import synchronize
-from sslkit.execution import Execution, compiled_candidates, eager_candidates, usual
+from sslkit.devices import release, synchronize
+from sslkit.execution import Execution, compiled_candidates, eager_candidates, recipes, usual
+from sslkit.memory import is_out_of_memory
 from sslkit.optim import make_optimizer
-from sslkit.runs import processor
+from sslkit.runs import package_version, processor
 from sslkit.step import train_step
 
 if TYPE_CHECKING:
@@ -32,14 +34,20 @@ if TYPE_CHECKING:
 
 GREY_LEVEL = 1 / 255
 """How far a compiled view may lie from the plain one, where white is 1: what a uint8 image can show."""
+STRAY_PIXELS = 1e-4
+"""Share of the values that may lie farther: solarizing makes much of a difference in the last digit."""
 FEWEST_STEPS = 500
 """A shorter run would lose more by trying than it could gain."""
+ALWAYS_STEPS = 100_000
+"""`tune=always` judges by so many steps, beside which the first one is of no account."""
 TIMED_STEPS = 3
 """Steps of each way after the first, which warms up and is timed apart."""
 LONG = 20.0
 """Seconds that the first steps of all ways may take together; where they take longer, one further step is timed."""
 COMPILING_PAYS = 600.0
 """Seconds that a run must still take before compiling, which costs a minute or so, is tried."""
+VIEWS_COMPILING_PAYS = 120.0
+"""Seconds that a run must spend on plain views before a GPU tries compiled ones, which costs less than a minute."""
 MARGIN = 0.97
 """A way must take less than this share of the usual one's time: timings of a few steps are noisy."""
 COARSER_MARGIN = 0.9
@@ -63,6 +71,8 @@ class Timing:
     """That of the first way timed with it: a later run, of another seed, may have timed the others."""
     error: str = ""
     """Why it cannot be used here."""
+    passing: bool = False
+    """Whether that may be otherwise another day: memory ran out, which others may have held."""
 
     def total(self, steps: int) -> float:
         """Expected seconds of a run of `steps` steps."""
@@ -74,70 +84,108 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
 
     Candidates are timed on copies of the method and its optimizer; parts stay as they are, random state
     included. Timings are remembered by machine, network, size and batch, so that a second run chooses the same.
-    With several processes each of them times, by itself, what it can do in every way, and the first decides among
-    those that failed in none.
+    With several processes each of them times, by itself, what it can do in every way; the slowest one's times
+    count, and what failed in one of them failed.
     """
-    config = parts.config
-    start = usual(config, parts.device)
-    eager = eager_candidates(config, parts.device, parts.method)
-    if parts.device.type not in ("cpu", "cuda") or not _worth_trying(parts):
-        return start
-    if len(eager) == 1 and not compiled_candidates(config, parts.device, start):
-        return start
-    file = remembered_in(parts)
+    steps = _steps_to_judge_by(parts)
+    if parts.device.type not in ("cpu", "cuda") or steps < FEWEST_STEPS:
+        return distributed.from_main(usual(parts.config, parts.device))
     known = _recalled(parts)
-    timings = known if known.keys() >= set(eager) else known | _measure(parts, eager, say)
-    best = choose([timings[way] for way in eager], parts.steps)
-    compiled = compiled_candidates(config, parts.device, best)
-    if timings[best].total(parts.steps) > COMPILING_PAYS and not timings.keys() >= set(compiled):
-        # What is known of the best stays: a second run must come to the same best.
-        timings = _measure(parts, [best, *compiled], say) | timings
-    open_ways = [timings[way] for way in [*eager, *compiled] if way in timings]
-    chosen = choose(open_ways, parts.steps)
+    way, timings = _fastest(parts, known.timings, steps, say)
+    views = _compiled_views_pay(parts, steps, say) if known.compiled_views is None else known.compiled_views
     if distributed.is_main():
-        _remember(file, parts, timings)
-        for line in in_words(open_ways, chosen, config.batch_size * config.accumulate):
-            say(line)
-    return chosen
+        _remember(parts, Known(timings, views), say)
+    return replace(way, compiled_views=views, compile="default" if parts.config.compile is True else way.compile)
 
 
-def tune_views(parts: "Parts", say: Callable[[str], None]) -> None:
-    """Compile the views for a GPU, where the run is long enough and the compiled ones prove equal and faster.
+def _steps_to_judge_by(parts: "Parts") -> int:
+    """Steps that a way would be chosen for; 0 where none is to be tried."""
+    return {"off": 0, "auto": parts.steps, "always": max(parts.steps, ALWAYS_STEPS)}[parts.config.tune]
 
-    The CPU has kernels of its own, which need no trial.
+
+def _fastest(
+    parts: "Parts", timings: dict[Execution, Timing], steps: int, say: Callable[[str], None]
+) -> tuple[Execution, dict[Execution, Timing]]:
+    """The way, and `timings` with what had to be measured to know it."""
+    config, device = parts.config, parts.device
+    # Processes may have unlike cards: the first one's candidates are everyone's.
+    eager = distributed.from_main(eager_candidates(config, device, parts.method))
+    if len(eager) == 1 and not compiled_candidates(config, device, eager[0]):
+        return eager[0], timings
+    if not timings.keys() >= set(eager):
+        timings = timings | _measure(parts, eager, say)
+    best = choose([timings[way] for way in eager], steps)
+    compiled = compiled_candidates(config, device, best)
+    tried = timings[best].total(steps) > COMPILING_PAYS and not timings.keys() >= set(compiled)
+    if tried:
+        timings = _beside(timings, best, _measure(parts, [best, *compiled], say))
+    open_ways = [timings[way] for way in [*eager, *compiled] if way in timings]
+    chosen = choose(open_ways, steps)
+    if tried and chosen.compile != "graphs":
+        # Recorded graphs would hold a step's memory for the rest of the process.
+        _forget_compiled(device)
+    for line in in_words(open_ways, chosen, config.batch_size * config.accumulate):
+        say(line)
+    return chosen, timings
+
+
+def _beside(known: dict[Execution, Timing], best: Execution, fresh: dict[Execution, Timing]) -> dict[Execution, Timing]:
+    """`known`, and `fresh` timings at the pace that the machine had when `best` was timed first.
+
+    Machines drift; and what is known of the best stays, for a second run must come to the same best.
     """
-    if parts.config.kernels == "plain" or parts.device.type != "cuda" or not _worth_trying(parts):
-        return
-    images = _raw_batch(parts, 0).images
-    for part in parts.views.modules():
-        if isinstance(part, Views):
-            say(f"views of {part.image_size} px: {compile_if_faster(part, images)}")
+    drift = known[best].step / fresh[best].step if known[best].step and fresh[best].step else 1.0
+    return {way: replace(timing, step=timing.step * drift) for way, timing in fresh.items()} | known
 
 
-def _worth_trying(parts: "Parts") -> bool:
-    tune = parts.config.tune
-    return tune == "always" or (tune == "auto" and parts.steps >= FEWEST_STEPS)
+def _forget_compiled(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.compiler.reset()
+        release(device)
 
 
-def compile_if_faster(views: Views, images: Tensor) -> str:
-    """Compile a recipe, and keep that only if its views of uint8 `images` are the plain ones, and made faster.
+def _compiled_views_pay(parts: "Parts", steps: int, say: Callable[[str], None]) -> bool:
+    """Whether a GPU is to make the views by compiled code. The CPU has kernels of its own, which need no trial."""
+    config = parts.config
+    if parts.device.type != "cuda" or config.kernels == "plain" or config.compile is False:
+        return False
+    images = _raw_batch(parts, 0).images[: config.micro_batch]
+    pay = []
+    for recipe in recipes(parts.views):
+        pays, found = try_compiled(recipe, images, steps)
+        say(f"views of {recipe.image_size} px: {found}")
+        pay.append(pays)
+    release(parts.device)
+    return all(everyone for everyone in distributed.everyones(bool(pay) and all(pay)))
 
-    Returns what was found, in words.
+
+def try_compiled(views: Views, images: Tensor, steps: int) -> tuple[bool, str]:
+    """(whether a run of `steps` gains by compiling a recipe, what was found, in words); `views` stay uncompiled.
+
+    It gains where the views of uint8 `images` are the plain ones to a grey level, and are made faster.
     """
-    expected, plain = _views_of(views, images)
     try:
+        expected, plain = _views_of(views, images)
+        if plain * steps < VIEWS_COMPILING_PAYS:
+            return False, f"{plain * 1e3:.2f} ms plain, too few steps to gain by compiling"
         views.compile()
         _views_of(views, images)
         found, compiled = _views_of(views, images)
     except Exception as error:
+        return False, f"cannot be compiled here: {in_one_line(error)}"
+    finally:
         views.compile_no_longer()
-        return f"cannot be compiled here: {' '.join(str(error).split())[:200]}"
-    apart = float((found - expected).abs().max()) * max(views.std)
+    others = _share_of_others(found, expected, views)
+    pays = others <= STRAY_PIXELS and compiled < MARGIN * plain
     figures = f"{plain * 1e3:.2f} ms plain, {compiled * 1e3:.2f} ms compiled"
-    if apart <= GREY_LEVEL and compiled < MARGIN * plain:
-        return f"{figures}: compiled"
-    views.compile_no_longer()
-    return f"{figures}, {apart * 255:.2g} grey levels apart: plain"
+    unlike = f", {100 * others:.2g} % of the pixels unlike" if others > STRAY_PIXELS else ""
+    return pays, f"{figures}{unlike}: {'compiled' if pays else 'plain'}"
+
+
+def _share_of_others(found: Tensor, expected: Tensor, views: Views) -> float:
+    """Share of the values that are more than a grey level apart."""
+    deviation = torch.tensor(views.std, device=found.device).view(3, 1, 1)
+    return float(((found - expected).abs() * deviation > GREY_LEVEL).float().mean())
 
 
 def _views_of(views: Views, images: Tensor) -> tuple[Tensor, float]:
@@ -202,29 +250,32 @@ def _measure(parts: "Parts", ways: list[Execution], say: Callable[[str], None]) 
     raws = [_raw_batch(parts, number) for number in range(parts.config.accumulate)]
     # Alone, because a step that fails in one process would leave the others waiting within theirs.
     with distributed.alone(), torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
-        # Kernels that are loaded or compiled once a process must not count for the way that happens to be first.
-        _Trial(parts, replace(ways[0], compile="no")).begin(raws)
-        trials = [_Trial(parts, way) for way in ways]
-        for trial in trials:
-            trial.begin(raws)
-        took = sum(trial.first for trial in trials if trial.way.compile == "no")
-        for _ in range(1 if took > LONG else TIMED_STEPS):
-            for trial in trials:
-                trial.step(raws)
-    expected = next((trial.loss for trial in trials if not trial.error), 0.0)
-    timings = {trial.way: trial.timing(expected) for trial in trials}
-    del trials
+        timings = _take_turns(parts, ways, raws)
+    release(parts.device)
     if parts.device.type == "cuda":
-        # What the run says of its memory must not count these copies.
-        torch.cuda.empty_cache()
+        # What the run says of its memory must not count the copies.
         torch.cuda.reset_peak_memory_stats(parts.device)
     return _agreed(timings)
 
 
+def _take_turns(parts: "Parts", ways: list[Execution], raws: list[RawBatch]) -> dict[Execution, Timing]:
+    # Kernels that are loaded or compiled once a process must not count for the way that happens to be first.
+    _Trial(parts, replace(ways[0], compile="no")).begin(raws)
+    trials = [_Trial(parts, way) for way in ways]
+    for trial in trials:
+        trial.begin(raws)
+    took = sum(trial.first for trial in trials if trial.way.compile == "no")
+    for _ in range(1 if took > LONG else TIMED_STEPS):
+        for trial in trials:
+            trial.step(raws)
+    expected = next((trial.loss for trial in trials if not trial.error), 0.0)
+    return {trial.way: trial.timing(expected) for trial in trials}
+
+
 def _agreed(timings: dict[Execution, Timing]) -> dict[Execution, Timing]:
-    """The first process's timings, but what failed in any of them failed."""
+    """Of all processes the slowest, which the others wait for; what failed in one of them failed."""
     everyones = distributed.everyones(timings)
-    return everyones[0] | {way: timing for theirs in everyones for way, timing in theirs.items() if timing.error}
+    return {way: max((theirs[way] for theirs in everyones), key=lambda t: (t.error, t.step)) for way in timings}
 
 
 class _Trial:
@@ -232,7 +283,7 @@ class _Trial:
 
     def __init__(self, parts: "Parts", way: Execution) -> None:
         self.way = way
-        self.first, self.loss, self.error = 0.0, 0.0, ""
+        self.first, self.loss, self.error, self.passing = 0.0, 0.0, "", False
         self._times: list[float] = []
         self._given = self._parts = parts
 
@@ -248,7 +299,7 @@ class _Trial:
 
     def timing(self, expected: float) -> Timing:
         if self.error:
-            return Timing(self.way, error=self.error)
+            return Timing(self.way, error=self.error, passing=self.passing)
         return Timing(self.way, self.first, median(self._times), self.loss, expected)
 
     def _copied(self, parts: "Parts") -> "Parts":
@@ -272,8 +323,15 @@ class _Trial:
         try:
             yield
         except Exception as error:
-            self.error = " ".join(str(error).split())[:200] or type(error).__name__
+            self.error, self.passing = in_one_line(error), is_out_of_memory(error)
             self._parts = self._given
+        if self.error:
+            # The ways that follow need what this one had taken.
+            release(self._given.device)
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _raw_batch(parts: "Parts", number: int) -> RawBatch:
@@ -288,13 +346,26 @@ def _raw_batch(parts: "Parts", number: int) -> RawBatch:
 # --- what is remembered ---
 
 
+@dataclass(frozen=True)
+class Known:
+    """What earlier runs found out."""
+
+    timings: dict[Execution, Timing] = field(default_factory=dict)
+    """Of ways with plain views, which cost them all the same."""
+    compiled_views: bool | None = None
+    """None: not known."""
+
+
 def images_per_second(parts: "Parts") -> float | None:
     """What the steps of this process take in their chosen way, where that was timed, now or in an earlier run."""
-    timing = _recalled(parts).get(parts.execution)
+    timings = _recalled(parts).timings
+    way = replace(parts.execution, compiled_views=False)
+    # Where the settings ask for compiled networks, only uncompiled ones were timed.
+    timing = timings.get(way) or timings.get(replace(way, compile="no"))
     return parts.images_per_step / distributed.world() / timing.step if timing and timing.step else None
 
 
-def _recalled(parts: "Parts") -> dict[Execution, Timing]:
+def _recalled(parts: "Parts") -> Known:
     """What the first process remembers."""
     return distributed.from_main(recall(remembered_in(parts)) if distributed.is_main() else None)
 
@@ -311,6 +382,7 @@ def _key(parts: "Parts") -> dict[str, Any]:
         "threads": torch.get_num_threads() if parts.device.type == "cpu" else None,
         "processes": distributed.world(),
         "torch": torch.__version__,
+        "sslkit": package_version("sslkit"),
         "method": config.method.flat(),
         "backbone": config.backbone.flat(),
         "augment": config.augment.flat(),
@@ -331,16 +403,20 @@ def device_name(device: torch.device) -> str:
     return torch.backends.cpu.get_cpu_capability() + " " + processor()
 
 
-def recall(file: Path) -> dict[Execution, Timing]:
-    """Timings of earlier runs; none from a file that cannot be read, for they can be made again."""
+def recall(file: Path) -> Known:
+    """What is known from earlier runs; nothing from a file that cannot be read, for it can be found out again."""
     try:
-        records = json.loads(file.read_text(encoding="utf-8"))["timings"]
-        timings = [Timing(**record | {"execution": Execution(**record["execution"])}) for record in records]
+        told = json.loads(file.read_text(encoding="utf-8"))
+        timings = [Timing(**record | {"execution": Execution(**record["execution"])}) for record in told["timings"]]
+        return Known({timing.execution: timing for timing in timings}, told["compiled_views"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return {timing.execution: timing for timing in timings}
+        return Known()
 
 
-def _remember(file: Path, parts: "Parts", timings: dict[Execution, Timing]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(file, {"about": _key(parts), "timings": [asdict(timing) for timing in timings.values()]})
+def _remember(parts: "Parts", known: Known, say: Callable[[str], None]) -> None:
+    lasting = [asdict(timing) for timing in known.timings.values() if not timing.passing]
+    told = {"about": _key(parts), "compiled_views": known.compiled_views, "timings": lasting}
+    try:
+        atomic.write_json(remembered_in(parts), told)
+    except OSError as error:
+        say(f"what was timed cannot be kept for other runs: {error}")

@@ -145,8 +145,10 @@ def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
     recipe.kernels = "plain"
     monkeypatch.setattr(tune, "MARGIN", 1e9)
     monkeypatch.setattr(recipe, "_renderer", lambda device: recipe._compiled or recipe._plain)
-    assert tune.compile_if_faster(recipe, images).endswith(": compiled")
-    assert recipe._compiled is not None
+    pays, found = tune.try_compiled(recipe, images, 10**6)
+    assert pays
+    assert found.endswith(": compiled")
+    assert recipe._compiled is None, "it is for the run to compile it"
 
 
 @pytest.mark.parametrize(("factor", "margin"), [(1.0, 0.0), (1.01, 1e9)])
@@ -154,8 +156,28 @@ def test_compiled_views_that_are_slower_or_others_are_dropped(monkeypatch, facto
     recipe, images = make("small", 32), photos(8, 32, 32)
     monkeypatch.setattr(tune, "MARGIN", margin)
     monkeypatch.setattr(torch, "compile", lambda made, **options: lambda *given: made(*given) * factor + (factor - 1))
-    assert tune.compile_if_faster(recipe, images).endswith(": plain")
+    pays, found = tune.try_compiled(recipe, images, 10**6)
+    assert not pays
+    assert found.endswith(": plain")
+    assert ("unlike" in found) == (factor != 1)
     assert recipe._compiled is None
+
+
+def test_compiling_is_not_tried_for_a_few_steps(monkeypatch):
+    recipe, images = make("small", 32), photos(8, 32, 32)
+    monkeypatch.setattr(torch, "compile", lambda made, **options: pytest.fail("compiled"))
+    pays, found = tune.try_compiled(recipe, images, 3)
+    assert not pays
+    assert "too few steps" in found
+
+
+def test_a_few_pixels_at_the_threshold_may_differ():
+    recipe = make("none", 32)
+    one = torch.zeros(1, 3, 100, 100)
+    other = one.clone()
+    other[0, 0, 0, :2] = 1.0
+    assert tune._share_of_others(one, one + 0.9 / 255 / max(STD), recipe) == 0
+    assert tune._share_of_others(one, other, recipe) == pytest.approx(2 / 30_000)
 
 
 def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
@@ -165,7 +187,7 @@ def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
     recipe, images = make("small", 32), photos(8, 32, 32)
     (before,) = recipe(images, torch.Generator().manual_seed(0))
     monkeypatch.setattr(torch, "compile", lambda made, **options: broken)
-    assert "no compiler here" in tune.compile_if_faster(recipe, images)
+    assert tune.try_compiled(recipe, images, 10**6) == (False, "cannot be compiled here: no compiler here")
     assert torch.equal(recipe(images, torch.Generator().manual_seed(0))[0], before)
 
 

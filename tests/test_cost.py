@@ -11,10 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from sslkit import energy
+from sslkit import devices, energy
 from sslkit.backbones import create_backbone, save_backbone
 from sslkit.config import Carbon
-from sslkit.evaluators import cost
 from sslkit.evaluators.cost import Cost, flops, megabytes, timings
 from sslkit.testing import TinyBackbone
 
@@ -119,10 +118,10 @@ def test_autocast_is_that_of_the_subject(monkeypatch):
 
 def test_the_device_is_waited_for(monkeypatch):
     waited = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append("cuda"))
-    cost.synchronize(CUDA)
-    cost.synchronize(CPU)
-    assert waited == ["cuda"]
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    devices.synchronize(torch.device("cuda:1"))
+    devices.synchronize(CPU)
+    assert waited == [torch.device("cuda:1")], "the device itself, whichever is the current one"
 
 
 # --- energy ---

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from dataclasses import asdict, replace
 from itertools import islice
 
@@ -18,7 +19,7 @@ from sslkit.meter import Meter
 from sslkit.methods import RunInfo
 from sslkit.resolve import resolve
 from sslkit.step import train_step
-from sslkit.tune import Timing, choose, in_words
+from sslkit.tune import Known, Timing, choose, in_words
 
 GENTLE = ["tune=off", "optimizer=sgd", "optimizer.lr=0.001"]
 """Adam's first steps make as much of a gradient that is rounding alone as of any other."""
@@ -191,14 +192,16 @@ def test_what_is_tried_on_a_gpu(monkeypatch, bf16):
 
 def test_imitated_bf16_is_not_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert {way.precision for way in eager_candidates(config_of("precision=fp32"), CUDA, DEPTHWISE)} == {"fp32"}
+    assert {way.precision for way in eager_candidates(config_of(), CUDA, DEPTHWISE)} == {"fp32"}
+    assert usual(config_of(), CUDA).precision == "fp32"
     assert not execution.has_bf16(CUDA)
 
 
 @pytest.mark.parametrize(("word", "kind"), [("compile=true", "default"), ("compile=false", "no")])
 def test_compile_can_be_fixed(word, kind):
     config = config_of(word)
-    assert {way.compile for way in eager_candidates(config, CPU, DENSE)} == {kind}
+    assert usual(config, CPU).compile == kind
+    assert {way.compile for way in eager_candidates(config, CPU, DENSE)} == {"no"}, "compiled once, when one is chosen"
     assert compiled_candidates(config, CPU, USUAL) == []
 
 
@@ -267,8 +270,8 @@ def test_a_damaged_memory_is_measured_anew(tuning, seconds, tmp_path):
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"timings": [{"execution": {"speed": 3}}]}', '{"timings": [7]}'])
 def test_no_timings_are_recalled_from_a_damaged_file(tmp_path, damage):
     (tmp_path / "damaged.json").write_text(damage)
-    assert tune.recall(tmp_path / "damaged.json") == {}
-    assert tune.recall(tmp_path / "missing.json") == {}
+    assert tune.recall(tmp_path / "damaged.json") == Known()
+    assert tune.recall(tmp_path / "missing.json") == Known()
 
 
 def test_off_and_short_runs_time_nothing(tuning, monkeypatch):
@@ -278,7 +281,7 @@ def test_off_and_short_runs_time_nothing(tuning, monkeypatch):
     built(say=said.append)
     assert not tuning
     assert not any("tuned" in line for line in said)
-    built("tune=always", say=said.append)
+    built("tune=always", "compile=false", say=said.append)
     assert len(tuning) == 1
     assert any("tuned" in line for line in said)
 
@@ -298,6 +301,50 @@ def test_a_way_that_fails_is_told_and_not_taken(tuning, seconds, monkeypatch):
     assert any("not possible here: no kernel for this" in line for line in said)
     assert built().execution == USUAL
     assert len(tuning) == 1, "that it failed is remembered"
+
+
+def test_what_ran_out_of_memory_is_tried_again_another_day(tuning, seconds, monkeypatch):
+    step = tune.train_step
+
+    def failing(parts, raws, number):
+        if parts.execution == HALF:
+            raise torch.OutOfMemoryError("another program has the memory")
+        return step(parts, raws, number)
+
+    monkeypatch.setattr(tune, "train_step", failing)
+    assert built().execution == USUAL
+    monkeypatch.setattr(tune, "train_step", step)
+    seconds[HALF] = (0.1, 0.1)
+    assert built().execution == HALF
+
+
+def test_the_copies_are_gone_when_the_run_begins(tuning, monkeypatch):
+    copies = []
+    copied = tune._Trial._copied
+
+    def noting(trial, parts):
+        made = copied(trial, parts)
+        copies.append(weakref.ref(made.method))
+        if trial.way == HALF:
+            raise RuntimeError("no kernel for this")
+        return made
+
+    monkeypatch.setattr(tune._Trial, "_copied", noting)
+    built()
+    assert len(copies) == 5
+    assert not [copy for copy in copies if copy()]
+
+
+def test_a_cache_that_cannot_be_written_costs_the_memory_alone(tuning, seconds, monkeypatch):
+    seconds[FIRST] = (0.5, 0.5)
+
+    def read_only(path, value):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(tune.atomic, "write_json", read_only)
+    said: list[str] = []
+    assert built(say=said.append).execution == FIRST
+    assert any("cannot be kept for other runs" in line and "Permission denied" in line for line in said)
 
 
 def test_a_way_that_cannot_even_be_set_up_does_not_stop_the_run(tuning, seconds, monkeypatch):
@@ -330,6 +377,35 @@ def test_compiling_is_tried_where_the_run_is_long_enough(tuning, seconds, compil
     assert len(tuning) == before, "what was measured serves runs of any length"
 
 
+def test_what_is_to_be_compiled_is_chosen_uncompiled(tuning, seconds, compiles):
+    seconds[FIRST] = (0.5, 0.5)
+    parts = built("compile=true")
+    assert parts.execution == replace(FIRST, compile="default")
+    assert {way.compile for way in tuning[0]} == {"no"}
+    assert len(compiles) == 1
+    assert tune.images_per_second(parts) == 16, "as fast as uncompiled at least, for all that is known"
+
+
+def test_always_judges_as_for_a_long_run(seconds, compiles, monkeypatch, tmp_path):
+    monkeypatch.setenv("SSLKIT_CACHE", str(tmp_path))
+    compiled = replace(USUAL, compile="default")
+    seconds[compiled] = (60.0, 0.5)
+    words = ["precision=fp32", "channels_last=true"]
+    assert built(*words).execution == USUAL
+    assert built(*words, "tune=always").execution == compiled
+
+
+def test_what_is_timed_another_day_is_compared_at_the_pace_of_the_first(tuning, seconds, compiles, monkeypatch):
+    words = ["precision=fp32", "channels_last=true"]
+    known = tune._measure(built("tune=off", *words), [USUAL], print)
+    compiled = replace(USUAL, compile="default")
+    seconds[USUAL], seconds[compiled] = (2.0, 2.0), (60.0, 1.8)
+    fresh = tune._measure(built("tune=off", *words), [USUAL, compiled], print)
+    timings = tune._beside(known, USUAL, fresh)
+    assert timings[USUAL].step == 1.0
+    assert timings[compiled].step == pytest.approx(0.9)
+
+
 def test_the_slow_copy_is_compiled_too(compiles):
     parts = built("method=byol", "tune=off", "compile=true")
     assert parts.execution.compile == "default"
@@ -352,6 +428,24 @@ def test_resume_keeps_what_was_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr("sslkit.build.tune", None)
     engine.resume(out)
     assert kept[0].execution == FIRST
+
+
+def test_resume_compiles_the_views_if_they_were_and_times_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    engine.run(resolve([*(f"{key}={value}" for key, value in SETTINGS.items()), f"out={out}"]))
+    file = out / "environment.json"
+    noted = json.loads(file.read_text())
+    noted["derived"]["execution"] |= {"compiled_views": True, "compile": "graphs"}
+    file.write_text(json.dumps(noted))
+    kept: list[Parts] = []
+    monkeypatch.setattr(engine, "_train", lambda run, parts, *rest: kept.append(parts))
+    monkeypatch.setattr(tune, "try_compiled", None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: None)
+    engine.resume(out)
+    assert kept[0].views._compiled is not None
+    assert kept[0].execution.compile == "graphs"
+    monkeypatch.setattr(execution.distributed, "world", lambda: 2)
+    assert execution.as_can_be(kept[0].execution).compile == "default", "several processes cannot replay"
 
 
 # --- every way computes the same ---

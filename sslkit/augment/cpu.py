@@ -36,8 +36,21 @@ _NEGLIGIBLE = np.float32(1e-8)
 # Nothing here is infinite or not a number, and a product and a sum may be one instruction. Sums are never reordered:
 # how would depend on what a compiler saw, and a run must be the same in the process that compiled and in the next.
 _FLAGS = {"nnan", "ninf", "nsz", "contract"}
-_jit: Callable[[Any], Any] = numba.njit(nogil=True, cache=True, fastmath=_FLAGS, error_model="numpy")
-_exact: Callable[[Any], Any] = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+
+
+def _kernel(fastmath: Any) -> Callable[[Any], Any]:
+    def compiled(function: Any) -> Any:
+        how = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+        try:
+            return numba.njit(cache=True, **how)(function)
+        except RuntimeError:
+            # No folder to keep compiled code in, as in a container without a home: every process compiles.
+            return numba.njit(**how)(function)
+
+    return compiled
+
+
+_jit, _exact = _kernel(_FLAGS), _kernel(False)
 
 
 def render(images: Tensor, drawn: Parameters, size: int, mean: Triple, std: Triple) -> Tensor:

@@ -16,8 +16,8 @@ from sslkit.bench.clock import Contestant, Course, Protocol, paired, summary, ta
 from sslkit.bench.contestants import Stages, Step, Views, bounded, first_batch
 from sslkit.build import Parts, build
 from sslkit.data.loaders import RawBatch
+from sslkit.devices import synchronize
 from sslkit.errors import UserError
-from sslkit.evaluators.cost import synchronize
 from sslkit.memory import is_out_of_memory, out_of_memory
 from sslkit.resolve import Resolved
 from sslkit.runs import environment, package_version

@@ -15,7 +15,7 @@ from sslkit.bench.clock import Contestant
 from sslkit.build import Parts
 from sslkit.data.loaders import RawBatch
 from sslkit.data.threads import ordered_map
-from sslkit.evaluators.cost import synchronize
+from sslkit.devices import synchronize
 from sslkit.methods.base import Batch
 from sslkit.step import train_step
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from sslkit.devices import synchronize
 from sslkit.evaluators.base import Evaluator, Subject, eval_mode
 from sslkit.execution import uncompiled
 
@@ -125,12 +126,6 @@ def _timed(once: Callable[[], Any], device: torch.device) -> float:
     once()
     synchronize(device)
     return time.perf_counter() - began
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given: only then does a clock on the host tell the truth."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
 
 
 def _name(device: torch.device) -> str:
