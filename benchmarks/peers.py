@@ -143,6 +143,7 @@ def sslkit(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module]
             epochs=epochs,
             batch_size=BATCH,
             device="cpu",
+            precision="fp32",
             seed=seed,
             log_every=10**9,
             eval_every=0,
@@ -187,8 +188,7 @@ def lightly(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module
     )
     backbone = torchvision.models.shufflenet_v2_x1_0()
     backbone.fc = torch.nn.Identity()
-    backbone.width = 1024
-    model = lightly_peer.SimCLR(backbone, SimCLR.Config(temperature=TEMPERATURE, hidden=HIDDEN, dim=DIM))
+    model = lightly_peer.SimCLR(backbone, 1024, SimCLR.Config(temperature=TEMPERATURE, hidden=HIDDEN, dim=DIM))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     began, ends = time.perf_counter(), []

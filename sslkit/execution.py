@@ -57,6 +57,11 @@ class Execution:
         """Views, which recipes give channels last, as the network wants them."""
         return views if self.channels_last else [view.contiguous() for view in views]
 
+    def mark_step(self) -> None:
+        """To be called before each step: CUDA graphs may then write where those of the step before have written."""
+        if self.compile == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+
     def apply_to_views(self, views: nn.Module) -> None:
         """Compile the recipes, or no longer compile them, in place."""
         for recipe in recipes(views):

@@ -26,8 +26,7 @@ def train_step(parts: "Parts", raws: list[RawBatch], step: int, micro_batch: int
     `micro_batch` overrides the run's setting.
     """
     micro_batch = micro_batch or parts.config.micro_batch
-    if parts.execution.compile == "graphs":
-        torch.compiler.cudagraph_mark_step_begin()
+    parts.execution.mark_step()
     sums: Scalars = {}
     for number, raw in enumerate(raws):
         pieces = _Pieces(parts, raw, step, number, micro_batch or len(raw.indices))
@@ -36,15 +35,22 @@ def train_step(parts: "Parts", raws: list[RawBatch], step: int, micro_batch: int
             sums[name] = sums.get(name, 0) + value.detach().float() / len(raws)
     if parts.trained is parts.method:
         distributed.average_gradients(parts.method.parameters())
+    sums |= update(parts)
+    parts.method.after_step((step + 1) / parts.steps)
+    return sums
+
+
+def update(parts: "Parts") -> Scalars:
+    """What the optimizer makes of the gradients, clipped where the settings say so; scalars of that."""
+    scalars: Scalars = {}
     if parts.config.optimizer.clip_grad:
         parts.scaler.unscale_(parts.optimizer)
         trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
-        sums["grad_norm"] = nn.utils.clip_grad_norm_(trained, parts.config.optimizer.clip_grad)
+        scalars["grad_norm"] = nn.utils.clip_grad_norm_(trained, parts.config.optimizer.clip_grad)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-    parts.method.after_step((step + 1) / parts.steps)
-    return sums
+    return scalars
 
 
 class _Pieces:
@@ -53,7 +59,7 @@ class _Pieces:
     def __init__(self, parts: "Parts", raw: RawBatch, step: int, number: int, size: int) -> None:
         self.parts = parts
         self._size = size
-        self._raws = [_rows(raw, slice(start, start + size)) for start in range(0, len(raw.indices), size)]
+        self._raws = [rows_of(raw, slice(start, start + size)) for start in range(0, len(raw.indices), size)]
         self._step, self._number = step, number
 
     def __len__(self) -> int:
@@ -68,7 +74,8 @@ class _Pieces:
         return Batch(views, raw.indices, labels)
 
 
-def _rows(raw: RawBatch, rows: slice) -> RawBatch:
+def rows_of(raw: RawBatch, rows: slice) -> RawBatch:
+    """Some images of a batch, with what belongs to them."""
     return RawBatch(raw.images[rows], raw.indices[rows], None if raw.labels is None else raw.labels[rows])
 
 

@@ -23,6 +23,7 @@ from sslkit.augment.views import Views
 from sslkit.data.loaders import RawBatch
 from sslkit.data.source import cache_dir, digest
 from sslkit.devices import release, synchronize
+from sslkit.errors import in_one_line
 from sslkit.execution import Execution, compiled_candidates, eager_candidates, recipes, usual
 from sslkit.memory import is_out_of_memory
 from sslkit.optim import make_optimizer
@@ -328,10 +329,6 @@ class _Trial:
         if self.error:
             # The ways that follow need what this one had taken.
             release(self._given.device)
-
-
-def in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _raw_batch(parts: "Parts", number: int) -> RawBatch:

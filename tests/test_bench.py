@@ -252,6 +252,23 @@ def test_the_fastest_way_is_looked_for_however_short_the_run(word, tuned, monkey
         contest.bench(resolve([*WORDS[:-1], f"tune={word}", "epochs=1"]), Protocol())
 
 
+def test_views_are_made_of_as_many_images_as_in_a_step():
+    parts = parts_of("micro_batch=4")
+    own = {contestant.name: contestant for contestant in contest._own(parts, first_batch(parts), None)}
+    seen = []
+    own["views"]._parts.views.register_forward_pre_hook(lambda recipe, given: seen.append(len(given[0])))
+    own["views"].step()
+    assert (own["views"].images, own["step"].images, seen) == (4, 8, [4])
+
+
+def test_stages_clip_gradients_as_a_step_does(monkeypatch):
+    clipped = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: clipped.append(given[1]) or clip(*given))
+    turn(Stages(parts_of("optimizer.clip_grad=0.5")), 1, lambda: None)
+    assert clipped == [0.5, 0.5]
+
+
 def test_several_processes_are_refused():
     with pytest.raises(UserError, match="leave devices out"):
         contest.bench(resolve([*WORDS, "devices=2"]), Protocol())
@@ -275,6 +292,17 @@ def test_peers_that_are_not_there_are_said_not_to_be(monkeypatch, tmp_path):
     assert found == []
     assert absent["lightly"] == 'not installed: pip install "sslkit[bench]"'
     assert list(absent) == ["lightly", "kornia", "torchvision"]
+
+
+def test_a_peer_that_cannot_begin_is_named_with_the_reason(monkeypatch, tmp_path):
+    def broken(parts, raw):
+        raise ImportError("undefined symbol:\n  made for another torch")
+
+    monkeypatch.setattr(peers, "_kornia", broken)
+    parts = parts_of()
+    found, absent = peers.find(["kornia"], parts, first_batch(parts), tmp_path)
+    assert found == []
+    assert absent == {"kornia": "failed: undefined symbol: made for another torch"}
 
 
 def test_peers_that_cannot_do_the_same_are_said_not_to(tmp_path):

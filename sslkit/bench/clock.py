@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sslkit.allocator import freed_memory
+from sslkit.errors import in_one_line
 
 TURN_SECONDS = 1.0
 """A turn takes as many steps as fill about this time: one short step alone would measure the scheduler."""
-MOST_STEPS = 50
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class _Race:
         except Exception as error:
             if not contestant.foreign:
                 raise
-            self.failed[contestant.name] = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
+            self.failed[contestant.name] = f"failed: {in_one_line(error)}"
             self.courses.pop(contestant.name, None)
             return None
 

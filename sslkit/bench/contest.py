@@ -13,7 +13,7 @@ import torch
 from sslkit.allocator import freed_memory
 from sslkit.bench import peers
 from sslkit.bench.clock import Contestant, Course, Protocol, paired, summary, take_turns
-from sslkit.bench.contestants import Stages, Step, Views, bounded, first_batch
+from sslkit.bench.contestants import Stages, Step, Views, bounded, first_batch, first_piece
 from sslkit.build import Parts, build
 from sslkit.data.loaders import RawBatch
 from sslkit.devices import synchronize
@@ -59,7 +59,7 @@ def bench(
     raw = first_batch(parts)
     with tempfile.TemporaryDirectory(prefix="sslkit-bench-") as folder, ExitStack() as stack:
         wanted = [name for name in names if name in _peers_of(only)]
-        rivals, absent = peers.find(wanted, parts, raw, Path(folder))
+        rivals, absent = peers.find(wanted, parts, first_piece(parts, raw), Path(folder))
         contestants = [*_own(parts, raw, only), *rivals]
         for contestant in contestants:
             stack.callback(contestant.close)
@@ -82,7 +82,7 @@ def _own(parts: Parts, raw: RawBatch, only: Only | None) -> Iterator[Contestant]
         yield Step("bound", bounded(parts, raw), "the same network on views that are there already")
         yield Stages(parts)
     if only != "training":
-        yield Views(parts, raw)
+        yield Views(parts, first_piece(parts, raw))
 
 
 def _results(contestants: list[Contestant], courses: dict[str, Course]) -> Result:

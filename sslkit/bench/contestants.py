@@ -17,7 +17,7 @@ from sslkit.data.loaders import RawBatch
 from sslkit.data.threads import ordered_map
 from sslkit.devices import synchronize
 from sslkit.methods.base import Batch
-from sslkit.step import train_step
+from sslkit.step import rows_of, train_step, update
 
 STAGES = ("read", "decode", "transfer", "gather", "augment", "forward", "backward", "optimizer", "ema")
 """In the order of a step."""
@@ -61,8 +61,7 @@ def bounded(parts: Parts, raw: RawBatch) -> Parts:
 
     Network, optimizer and precision are the same objects. In micro-batches every piece gets the views of the first.
     """
-    size = parts.config.micro_batch or len(raw.indices)
-    made = parts.execution.laid_out(parts.views(raw.images[:size], _generator(parts)))
+    made = parts.execution.laid_out(parts.views(first_piece(parts, raw).images, _generator(parts)))
     return replace(parts, views=StoredViews(made), loader=StoredBatch(raw))
 
 
@@ -94,6 +93,11 @@ def first_batch(parts: Parts) -> RawBatch:
     raw: RawBatch = next(batches)
     batches.close()
     return raw
+
+
+def first_piece(parts: Parts, raw: RawBatch) -> RawBatch:
+    """What of a batch becomes views at one time: in micro-batches the first of them."""
+    return rows_of(raw, slice(parts.config.micro_batch))
 
 
 class Views(Contestant):
@@ -140,15 +144,14 @@ class Stages(Contestant):
 
     def step(self) -> dict[str, float]:
         self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._parts.execution.mark_step()
         for _ in range(self._parts.config.accumulate):
             raw = self._raw_batch()
             size = self._parts.config.micro_batch or len(raw.indices)
             for start in range(0, len(raw.indices), size):
                 self._gradients(raw, slice(start, start + size))
         with self._stage("optimizer"):
-            self._parts.scaler.step(self._parts.optimizer)
-            self._parts.scaler.update()
-            self._parts.optimizer.zero_grad(set_to_none=True)
+            update(self._parts)
         with self._stage("ema"):
             self._parts.method.after_step(1 / self._parts.steps)
         return self._seconds

@@ -9,7 +9,7 @@ from sslkit import plugins
 from sslkit.bench.clock import Contestant, NotTheSame
 from sslkit.build import Parts
 from sslkit.data.loaders import RawBatch
-from sslkit.errors import UserError
+from sslkit.errors import UserError, in_one_line
 from sslkit.runs import package_version
 
 TRAINING = ("lightly",)
@@ -55,6 +55,8 @@ def find(names: Iterable[str], parts: Parts, raw: RawBatch, folder: Path) -> tup
             found += makers[name]()
         except NotTheSame as lack:
             absent[name] = str(lack)
+        except Exception as error:
+            absent[name] = f"failed: {in_one_line(error)}"
     return found, absent
 
 
