@@ -49,6 +49,32 @@ def test_raw_images_come_back_exactly_in_any_order(tmp_path):
     assert file.read(np.array([], np.int64)).shape == (0, 40, 40, 3)
 
 
+class Counted(np.ndarray):
+    """A table that counts how many of its numbers are gone through."""
+
+    seen = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **more):
+        Counted.seen += sum(x.size for x in inputs if isinstance(x, Counted))
+        return getattr(ufunc, method)(*(np.asarray(x) for x in inputs), **more)
+
+
+@pytest.mark.parametrize("mode", [RAW, JPEG])
+def test_a_batch_costs_the_same_in_a_large_file(tmp_path, mode, monkeypatch):
+    pixels = photo(0, 8, 8)
+    data = pixels.tobytes() if mode == RAW else encode_jpeg(pixels, 90)
+    file = Beton(write(tmp_path / "a.beton", [Record(mode, 8, 8, data)] * 1000))
+    for table in ("_images", "_pointers", "_sizes"):
+        setattr(file, table, getattr(file, table).view(Counted))
+    monkeypatch.setattr(Counted, "seen", 0)
+    file.read(np.array([3, 999]))
+    assert Counted.seen >= 2000, "the first batch asks whether all sizes are equal"
+    monkeypatch.setattr(Counted, "seen", 0)
+    for _ in range(5):
+        file.read(np.array([3, 999]))
+    assert Counted.seen < 100
+
+
 def test_records_never_straddle_a_page(tmp_path):
     side = 600
     wanted = [photo(i, side, side) for i in range(5)]

@@ -89,9 +89,10 @@ class Beton:
     def __len__(self) -> int:
         return len(self._images)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int] | None:
         """(height, width) of every image, or None where they differ."""
+        # Kept, for it goes through the whole table, and `read` asks at every batch.
         heights, widths = self._images["height"], self._images["width"]
         same = (heights == heights[0]).all() and (widths == widths[0]).all()
         return (int(heights[0]), int(widths[0])) if same else None
