@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sslkit.atomic import replacing, write_text
-from sslkit.data.beton import JPEG, RAW, BetonWriter, Record, encode_jpeg
+from sslkit.data.beton import JPEG, RAW, Beton, BetonWriter, Record, encode_jpeg
 from sslkit.data.convert import Fit, to_square
 from sslkit.data.progress import Report
 from sslkit.data.source import RAW_UP_TO, Images, Mode
@@ -49,7 +49,8 @@ def pack(
     try:
         with replacing(path) as temporary:
             names, skipped = _write(images, temporary, prepare, size, max_skipped, progress, core_count(workers))
-            about = {"classes": classes, "settings": settings, "skipped": skipped, "names": names}
+            mark = Beton(temporary).mark
+            about = {"classes": classes, "settings": settings, "mark": mark, "skipped": skipped, "names": names}
             # First, so that a packed file never stands without it.
             write_text(sidecar(path), json.dumps(about, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
