@@ -103,7 +103,7 @@ class Beton:
         """Tells these images from those of another file: sizes, labels and places of all, pixels of two, hashed."""
         state = hashlib.blake2b(self._metadata.data, digest_size=10)
         for row in (0, -1):
-            state.update(self._record(row))
+            state.update(self._record(row).data)
         return state.hexdigest()
 
     def size_of(self, row: int) -> tuple[int, int]:
