@@ -2,34 +2,57 @@
 
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+STALE_AFTER = 24 * 3600
+"""Seconds after which another writer's temporary file is taken for the remains of a kill."""
+TEMPORARY, SET_ASIDE = ".tmp", ".old.tmp"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour of `path` (file or folder) that takes its place when the block succeeds.
 
-    After a failure, or a kill at any moment, `path` is what it was before.
+    After a failure, or a kill at any moment, `path` is what it was before, or already the new one. One exception: no
+    system call that every file system has lets two folders trade places, so a kill between the two renames that
+    replace a folder leaves the old one whole under another name, from which `recover` brings it back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, TEMPORARY)
     try:
         yield temporary
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             _to_disk(file)
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        old = _put_in_place(temporary, path)
         _to_disk(path.parent)
+        if old:
+            # The new one is in place: what cannot be removed now is for `recover`.
+            shutil.rmtree(old, ignore_errors=True)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def recover(folder: Path, name: str = "*") -> None:
+    """Mend what kills left in `folder` of the files and folders whose names fit the glob pattern `name`.
+
+    A folder caught between two names comes back under its own; temporary files and folders a day old are removed.
+    Not while the same folder is being replaced by another process.
+    """
+    for old in folder.glob(f".{name}.*{SET_ASIDE}"):
+        home = old.with_name(old.name[1:].removesuffix(SET_ASIDE).rsplit(".", 2)[0])
+        # Another process of the run may have been first.
+        with suppress(OSError):
+            _remove(old) if home.exists() else os.rename(old, home)
+    for remains in folder.glob(f".{name}.*{TEMPORARY}"):
+        with suppress(FileNotFoundError):
+            if time.time() - remains.stat().st_mtime > STALE_AFTER:
+                _remove(remains)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,6 +62,34 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A name that no other writer has: containers that share a folder may count their processes alike."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{ending}")
+
+
+def _put_in_place(new: Path, path: Path) -> Path | None:
+    """Rename `new` to `path`; where the folder that was there stands now, None where there was none."""
+    if not (new.is_dir() and path.is_dir()):
+        os.replace(new, path)
+        return None
+    old = _beside(path, SET_ASIDE)
+    try:
+        os.rename(path, old)
+        os.replace(new, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise
+    return old
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -147,7 +147,11 @@ class Run:
                 shutil.rmtree(old)
 
     def newest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest undamaged checkpoint, and a sentence for every damaged one passed over."""
+        """The newest undamaged checkpoint, and a sentence for every damaged one passed over.
+
+        For the process that goes on with the run: it mends first what a kill left of a checkpoint being replaced.
+        """
+        atomic.recover(self.path / "checkpoints")
         complaints: list[str] = []
         for path in reversed(self.checkpoints):
             try:

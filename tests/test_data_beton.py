@@ -1,7 +1,10 @@
 """The .beton format: our writer and reader against FFCV's, and files that are none."""
 
+import gc
+import json
 import subprocess
 import sys
+import tracemalloc
 from importlib.util import find_spec
 
 import numpy as np
@@ -47,6 +50,32 @@ def test_raw_images_come_back_exactly_in_any_order(tmp_path):
     np.testing.assert_array_equal(file.read(rows), [wanted[r] for r in rows])
     np.testing.assert_array_equal(file.labels, range(30))
     assert file.read(np.array([], np.int64)).shape == (0, 40, 40, 3)
+
+
+class Counted(np.ndarray):
+    """A table that counts how many of its numbers are gone through."""
+
+    seen = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **more):
+        Counted.seen += sum(x.size for x in inputs if isinstance(x, Counted))
+        return getattr(ufunc, method)(*(np.asarray(x) for x in inputs), **more)
+
+
+@pytest.mark.parametrize("mode", [RAW, JPEG])
+def test_a_batch_costs_the_same_in_a_large_file(tmp_path, mode, monkeypatch):
+    pixels = photo(0, 8, 8)
+    data = pixels.tobytes() if mode == RAW else encode_jpeg(pixels, 90)
+    file = Beton(write(tmp_path / "a.beton", [Record(mode, 8, 8, data)] * 1000))
+    for table in ("_images", "_pointers", "_sizes"):
+        setattr(file, table, getattr(file, table).view(Counted))
+    monkeypatch.setattr(Counted, "seen", 0)
+    file.read(np.array([3, 999]))
+    assert Counted.seen >= 2000, "the first batch asks whether all sizes are equal"
+    monkeypatch.setattr(Counted, "seen", 0)
+    for _ in range(5):
+        file.read(np.array([3, 999]))
+    assert Counted.seen < 100
 
 
 def test_records_never_straddle_a_page(tmp_path):
@@ -265,6 +294,61 @@ def test_a_store_without_its_neighbour_numbers_the_classes(tmp_path):
     (tmp_path / "a.beton.json").unlink()
     bare = Store(store.path)
     assert (bare.classes, bare.names, bare.skipped) == (("0", "1", "2"), [], [])
+
+
+def test_an_open_store_holds_no_names(tmp_path):
+    """56 bytes an image: 24 of the file's own table, 8 each of place, length, label and row; no hundred of a name."""
+    count, name = 20_000, "class/a photograph with a long name {:06d}.jpg".format
+    path = write(tmp_path / "a.beton", [Record(RAW, 1, 1, b"rgb", k % 3) for k in range(count)])
+    names = [name(k) for k in range(count)]
+    (tmp_path / "a.beton.json").write_text(json.dumps({"classes": ["a", "b", "c"], "names": names}))
+    Store(path)
+    tracemalloc.start()
+    try:
+        store = Store(path)
+        gc.collect()
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most > 100 * count, "the names must outweigh what is allowed"
+    assert held < 64 * count
+    assert store.subset([7, 5]).names == [name(7), name(5)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: images(30),
+        lambda: images(20, labels=False),
+        lambda: ArrayImages(lambda: (np.stack([photo(k, 64, 64) for k in range(9, 29)]), np.arange(20) % 3), "other"),
+    ],
+    ids=["count", "labels", "pixels"],
+)
+@pytest.mark.parametrize("mode", ["raw", "jpeg"])
+def test_a_neighbour_that_tells_of_other_images_is_named(tmp_path, other, mode):
+    pack(images(20), tmp_path / "a.beton", size=64, mode=mode)
+    pack(other(), tmp_path / "b.beton", size=64, mode=mode)
+    (tmp_path / "b.beton.json").replace(tmp_path / "a.beton.json")
+    with pytest.raises(UserError, match=r"a\.beton\.json tells of other images than those of a\.beton; delete it"):
+        Store(tmp_path / "a.beton")
+
+
+def test_a_neighbour_without_a_mark_is_known_by_its_count(tmp_path):
+    store, file = pack(images(6), tmp_path / "a.beton", size=64), tmp_path / "a.beton.json"
+    about = json.loads(file.read_text())
+    del about["mark"]
+    file.write_text(json.dumps(about))
+    assert Store(store.path).classes == ("a", "b", "c")
+    file.write_text(json.dumps(about | {"names": about["names"][1:]}))
+    with pytest.raises(UserError, match="tells of other images"):
+        Store(store.path)
+
+
+def test_names_that_are_damaged_since_are_named(tmp_path):
+    store = pack(images(6), tmp_path / "a.beton", size=64)
+    (tmp_path / "a.beton.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.beton\.json is damaged"):
+        _ = store.names
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])

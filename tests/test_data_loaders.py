@@ -210,20 +210,16 @@ def test_auto_takes_the_device_while_a_quarter_of_its_memory_is_enough(stores, m
         assert said == []
 
 
-def test_free_memory_is_some_of_the_machines():
-    free = module.free_memory(torch.device("cpu"))
-    assert 1 << 20 < free < 1 << 50
-
-
 WITHOUT_FFCV = """
 import sys
+from pathlib import Path
 sys.modules["ffcv"] = None
 import sslkit.data.loaders as module
 from sslkit.data import Store, make_loader
 from sslkit.errors import UserError
 
 module.free_memory = lambda device: 1 << 20
-store, said = Store(module.Path(sys.argv[1])), []
+store, said = Store(Path(sys.argv[1])), []
 loader = make_loader(store, batch_size=8, seed=0, device="cpu", say=said.append)
 assert loader.kind == "torch", loader.kind
 assert len(list(loader.epoch(0))) == 11

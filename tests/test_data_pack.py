@@ -3,15 +3,20 @@
 import io
 import json
 import os
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from held import private_bytes
-from PIL import Image
+from PIL import Image, ImageFile
 
-from sslkit.data import ArrayImages, Folder, Images, Store, pack
+from sslkit.data import ArrayImages, Folder, Images, Store, pack, packing
 from sslkit.data.convert import to_square
 from sslkit.data.folder import FileImages
+from sslkit.data.helpers import Helpers
 from sslkit.data.threads import ordered_map
 from sslkit.errors import UserError
 
@@ -325,3 +330,123 @@ def test_labels_follow_their_images_when_some_are_skipped(tmp_path):
     assert [n.split("/")[0] for n in store.names] == ["cat"] * 7 + ["dog"] * 7
     about = json.loads((tmp_path / "a.beton.json").read_text())
     assert [name for name, _ in about["skipped"]] == ["cat/3.png", "dog/0.png"]
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Few images are enough for processes of their own, and only they can decode a file."""
+    monkeypatch.setattr(packing, "APART_FROM", 1)
+    monkeypatch.setattr(FileImages, "load", lambda self, index: pytest.fail("decoded in this process"))
+
+
+def classes_of_pictures(folder, count=80):
+    for k in range(count):
+        save(folder, f"{'ab'[k % 2]}/{k:02d}.png", halves(40 + k, 50))
+    (folder / "a" / "00.png").write_text("no picture")
+    return FileImages(folder)
+
+
+def test_processes_write_what_threads_write(tmp_path, request):
+    images = classes_of_pictures(tmp_path / "p")
+    for mode in ("raw", "jpeg"):
+        pack(images, tmp_path / f"{mode}-threads.beton", size=32, mode=mode, workers=2)
+    request.getfixturevalue("apart")
+    done = []
+    for mode in ("raw", "jpeg"):
+        store = pack(
+            images, tmp_path / f"{mode}.beton", size=32, mode=mode, workers=2, progress=lambda *c: done.append(c)
+        )
+        threads = Store(tmp_path / f"{mode}-threads.beton")
+        assert store.path.read_bytes() == threads.path.read_bytes()
+        assert (store.names, store.classes) == (threads.names, threads.classes)
+        assert store.labels.tolist() == [0] * 39 + [1] * 40
+        assert [name for name, _ in store.skipped] == ["a/00.png"]
+        assert done.pop() == (80, 80)
+
+
+def test_a_part_is_small_and_a_scripts_own_class_stays_at_home(tmp_path):
+    images = classes_of_pictures(tmp_path / "p")
+    images._names = [f"a/{k:090d}.png" for k in range(100_000)]
+    images.labels = np.zeros(100_000, np.int64)
+    part = images.part(range(500, 510))
+    assert len(part) == 10
+    assert part.name(3) == images.name(503)
+    assert len(pickle.dumps(part)) < 4000
+
+    class Mine(FileImages):
+        pass
+
+    assert Mine(tmp_path / "p").part(range(1)) is None
+    assert noise_images().part(range(1)) is None
+
+
+def test_what_comes_back_at_a_time_is_bounded(tmp_path, apart, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        FileImages, "part", lambda self, rows, part=FileImages.part: sent.append(rows) or part(self, rows)
+    )
+    images = classes_of_pictures(tmp_path / "p", 36)
+    for size, most in ((32, 32), (400, 2), (800, 1)):
+        sent.clear()
+        pack(images, tmp_path / "a.beton", size=size, mode="jpeg", workers=2)
+        assert max(len(rows) for rows in sent) == most
+
+
+def test_pillow_is_set_in_the_processes_as_here(tmp_path, apart, monkeypatch):
+    whole = save(tmp_path / "p", "cut.jpg", Image.effect_noise((200, 200), 90), quality=90)
+    whole.write_bytes(whole.read_bytes()[:4000])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert len(pack(FileImages(tmp_path / "p"), tmp_path / "a.beton", size=32, workers=2)) == 1
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from sslkit.data import packing
+from sslkit.data.folder import FileImages
+from sslkit.data.helpers import Helpers
+
+print("begun")
+packing.APART_FROM = 1
+print(len(packing.pack(FileImages(Path(sys.argv[1])), Path(sys.argv[2]), size=32, workers=2)))
+"""
+
+
+def test_a_script_is_not_run_again_in_each_process(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    classes_of_pictures(tmp_path / "p")
+    words = [sys.executable, tmp_path / "script.py", tmp_path / "p", tmp_path / "a.beton"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, env=with_this_sslkit())
+    assert done.stdout.split() == ["begun", "79"]
+
+
+def with_this_sslkit():
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_helpers_answer_raise_and_end():
+    with Helpers(2) as helpers:
+        here, first = os.getpid(), helpers.call(os.getpid)
+        assert first != here
+        helpers.call(print, "what a decoder prints")
+        with pytest.raises(ZeroDivisionError):
+            helpers.call(divmod, 1, 0)
+        assert {helpers.call(os.getpid) for _ in range(4)} == {p.pid for p in helpers._all}
+    assert all(process.returncode is not None for process in helpers._all)
+
+
+def test_a_helper_that_is_killed_is_an_error_and_no_hang():
+    with Helpers(1) as helpers:
+        helpers._all[0].kill()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="has died"):
+                helpers.call(os.getpid)
+
+
+def test_a_packing_that_stops_ends_its_helpers(tmp_path, apart, monkeypatch):
+    made = []
+    monkeypatch.setattr(packing, "Helpers", lambda count: made.append(Helpers(count)) or made[-1])
+    with pytest.raises(UserError, match="1 of the first 1 images"):
+        pack(classes_of_pictures(tmp_path / "p"), tmp_path / "a.beton", size=32, workers=2, max_skipped=0)
+    assert len(made) == 1
+    assert all(process.returncode is not None for process in made[0]._all)

@@ -10,6 +10,7 @@ A record (one image's pixels, raw or JPEG) never straddles a page; the allocatio
 size.
 """
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -89,12 +90,21 @@ class Beton:
     def __len__(self) -> int:
         return len(self._images)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int] | None:
         """(height, width) of every image, or None where they differ."""
+        # Kept, for it goes through the whole table, and `read` asks at every batch.
         heights, widths = self._images["height"], self._images["width"]
         same = (heights == heights[0]).all() and (widths == widths[0]).all()
         return (int(heights[0]), int(widths[0])) if same else None
+
+    @cached_property
+    def mark(self) -> str:
+        """Tells these images from those of another file: sizes, labels and places of all, pixels of two, hashed."""
+        state = hashlib.blake2b(self._metadata.data, digest_size=10)
+        for row in (0, -1):
+            state.update(self._record(row).data)
+        return state.hexdigest()
 
     def size_of(self, row: int) -> tuple[int, int]:
         """(height, width) of one image."""
@@ -120,8 +130,7 @@ class Beton:
         return out
 
     def _decode(self, row: int, out: NDArray[np.uint8]) -> None:
-        start = int(self._pointers[row])
-        record = self._bytes[start : start + int(self._sizes[row])]
+        record = self._record(row)
         if self._images["mode"][row] == RAW:
             out[:] = record.reshape(out.shape)
             return
@@ -131,6 +140,10 @@ class Beton:
             raise UserError(
                 f"image {row} of {self.path} cannot be decoded ({error}): the file is damaged; pack it again"
             ) from error
+
+    def _record(self, row: int) -> NDArray[np.uint8]:
+        start = int(self._pointers[row])
+        return self._bytes[start : start + int(self._sizes[row])]
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
@@ -172,6 +185,7 @@ class Beton:
         if image is None or not len(metadata):
             raise UserError(f"{self.path} holds no images; its fields are: {', '.join(self.fields)}")
         self.image_field = list(self.fields)[image]
+        self._metadata = metadata
         self._images = metadata[f"f{image}"]
         self.labels: NDArray[np.int64] | None = None if label is None else metadata[f"f{label}"].astype(np.int64)
 

@@ -4,6 +4,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from copy import copy
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -107,6 +108,15 @@ class FileImages(Images):
     def load(self, index: int) -> Image.Image:
         # From memory: Pillow leaves the files of some formats open.
         return Image.open(io.BytesIO((self.root / self._names[index]).read_bytes()))
+
+    def part(self, indices: range) -> "FileImages | None":
+        # Another process may not find the class of a script.
+        if type(self) is not FileImages:
+            return None
+        chosen = copy(self)
+        chosen._names = [self._names[k] for k in indices]
+        chosen.labels = None if self.labels is None else self.labels[indices.start : indices.stop]
+        return chosen
 
     def fingerprint(self) -> str:
         return files_fingerprint((self.root / name for name in self._names), self.root)

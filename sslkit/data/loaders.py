@@ -8,7 +8,6 @@ import queue
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslkit.data.memory import free_memory
 from sslkit.data.store import Store
 from sslkit.data.threads import core_count, ordered_map
 from sslkit.errors import UserError
@@ -311,34 +311,6 @@ def ffcv_missing() -> str | None:
 
 def _decoded_bytes(store: Store) -> int:
     return len(store) * store.size**2 * 3
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that new tensors on the device can have."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return min(_free_of_machine(), _free_of_container())
-
-
-def _free_of_machine() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        # Not Linux: 8 GiB is what a light laptop has.
-        return 8 << 30
-
-
-def _free_of_container() -> int:
-    """A container may have less than its machine; without a limit, no less."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        return int(limit) - int(used)
-    except (OSError, ValueError):
-        return 1 << 62
 
 
 def _megabytes(count: int) -> str:

@@ -2,21 +2,28 @@
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageFile
 
 from sslkit.atomic import replacing, write_text
-from sslkit.data.beton import JPEG, RAW, BetonWriter, Record, encode_jpeg
+from sslkit.data.beton import JPEG, RAW, Beton, BetonWriter, Record, encode_jpeg
 from sslkit.data.convert import Fit, to_square
+from sslkit.data.helpers import Helpers
 from sslkit.data.progress import Report
 from sslkit.data.source import RAW_UP_TO, Images, Mode
 from sslkit.data.store import Store, sidecar
 from sslkit.data.threads import core_count, ordered_map
 from sslkit.errors import UserError
 
+APART_FROM = 20_000
+"""Images from which processes are worth the second in which they begin: Python holds up threads on small files."""
+CHUNK, CHUNK_BYTES = 32, 1 << 20
+"""Images that a process takes at a time, and as how much they may come back; one at least."""
 NAMED = 5
 """Unreadable images that a message names; the file beside the packed one names them all."""
 
@@ -36,12 +43,12 @@ def pack(
     """Write `images` as squares of `size` pixels to `path`, whole or not at all, and open the result.
 
     The order is kept; unreadable images are left out, and their names and reasons are `Store.skipped`. The
-    same images give the same bytes whatever the number of `workers` (threads; -1: as many as cores).
-    `progress(done, total)` is called as it goes. Raises UserError when more than the share `max_skipped` of
-    the images is unreadable, when there are none, or when the disk refuses.
+    same images give the same bytes whatever the number of `workers` (threads, or processes for many files;
+    -1: as many as cores). `progress(done, total)` is called as it goes. Raises UserError when more than the
+    share `max_skipped` of the images is unreadable, when there are none, or when the disk refuses.
     """
     mode = concrete_mode(mode, size)
-    prepare = partial(_prepare, images, size=size, mode=mode, jpeg_quality=jpeg_quality, fit=fit)
+    prepare = partial(_prepare, size=size, mode=mode, jpeg_quality=jpeg_quality, fit=fit)
     settings = {"size": size, "mode": mode, "jpeg_quality": jpeg_quality, "fit": fit}
     if not len(images):
         raise UserError(f"there are no images to pack into {path}")
@@ -49,7 +56,8 @@ def pack(
     try:
         with replacing(path) as temporary:
             names, skipped = _write(images, temporary, prepare, size, max_skipped, progress, core_count(workers))
-            about = {"classes": classes, "settings": settings, "skipped": skipped, "names": names}
+            mark = Beton(temporary).mark
+            about = {"classes": classes, "settings": settings, "mark": mark, "skipped": skipped, "names": names}
             # First, so that a packed file never stands without it.
             write_text(sidecar(path), json.dumps(about, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
@@ -73,7 +81,7 @@ def name_skipped(skipped: list[tuple[str, str]]) -> str:
 def _write(
     images: Images,
     path: Path,
-    prepare: Callable[[int], Record | str],
+    prepare: Callable[[Images, int], Record | str],
     size: int,
     max_skipped: float,
     progress: Report | None,
@@ -83,10 +91,10 @@ def _write(
     total = len(images)
     names: list[str] = []
     skipped: list[tuple[str, str]] = []
-    with open(path, "wb") as file:
+    with open(path, "wb") as file, closing(_prepared(images, prepare, size, workers)) as prepared:
         # A JPEG of pure noise can be a little larger than its pixels.
         writer = BetonWriter(file, total, 2 * size * size * 3)
-        for index, record in enumerate(ordered_map(prepare, range(total), workers, ahead=4 * workers)):
+        for index, record in enumerate(prepared):
             if isinstance(record, Record):
                 writer.add(record)
                 names.append(images.name(index))
@@ -97,6 +105,31 @@ def _write(
                 progress(index + 1, total)
         writer.finish()
     return names, skipped
+
+
+def _prepared(
+    images: Images, prepare: Callable[[Images, int], Record | str], size: int, workers: int
+) -> Generator[Record | str, None, None]:
+    """What `prepare` makes of every image, in order, by threads or by processes; few are begun and not yet taken."""
+    total = len(images)
+    if workers == 1 or total < APART_FROM or images.part(range(1)) is None:
+        yield from ordered_map(partial(prepare, images), range(total), workers, ahead=4 * workers)
+        return
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size)))
+    parts = (images.part(range(start, min(start + chunk, total))) for start in range(0, total, chunk))
+    pillow = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    with Helpers(workers) as helpers:
+        many = partial(helpers.call, _prepare_part, prepare, pillow)
+        for records in ordered_map(many, parts, workers, ahead=2 * workers):
+            yield from records
+
+
+def _prepare_part(
+    prepare: Callable[[Images, int], Record | str], pillow: tuple[bool, int | None], part: Images
+) -> list[Record | str]:
+    """In a helper: every image of the part, with Pillow as it is set in the process that asks."""
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = pillow
+    return [prepare(part, index) for index in range(len(part))]
 
 
 def _prepare(images: Images, index: int, *, size: int, mode: Mode, jpeg_quality: int, fit: Fit) -> Record | str:

@@ -48,6 +48,10 @@ class Images:
         """The picture, or its pixels as uint8 [H, W, 3]; called by threads. Raises on an unreadable one."""
         raise NotImplementedError(f"{type(self).__name__} defines no load")
 
+    def part(self, indices: range) -> "Images | None":
+        """Those images alone, small enough to be pickled for another process; None: not to be loaded by another."""
+        return None
+
     def fingerprint(self) -> str:
         """Changes when the images do: names, sizes and times of files, or parameters of a built-in set."""
         raise NotImplementedError(f"{type(self).__name__} defines no fingerprint")

@@ -18,7 +18,7 @@ class Store:
 
     What `sslkit pack` knows beyond the pixels (names, classes, what was skipped) stands in `<file>.json`
     beside it; a file written by FFCV itself has no such neighbour and opens all the same. Raises UserError
-    on a damaged file, and where the images are not squares of one size.
+    on a damaged file, where the images are not squares of one size, and where the neighbour tells of others.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,9 @@ class Store:
         """Row numbers in the file."""
         self.size = self._side()
         """Height and width in pixels."""
-        self.about = _read_sidecar(path)
+        # Names are a hundred bytes an image, and hardly a run asks for them.
+        self.about = {k: v for k, v in _read_sidecar(self.beton).items() if k != "names"}
+        """What stands beside the file, but for the names; {} where nothing does."""
         self.labels = self._labels()
         """Class numbers, int64 [N], -1 where unknown; None: unlabelled."""
         self.classes: tuple[str, ...] = self._classes()
@@ -57,9 +59,9 @@ class Store:
 
     @cached_property
     def names(self) -> list[str]:
-        """Image names, [] where the file does not tell."""
-        names = self.about.get("names", [])
-        return [names[row] for row in self.rows] if len(names) == len(self.beton) else []
+        """Image names, [] where the file does not tell; read when first asked for, and raising as opening does."""
+        names = _read_sidecar(self.beton).get("names")
+        return [names[row] for row in self.rows] if names else []
 
     def _side(self) -> int:
         shape = self.beton.shape
@@ -85,14 +87,19 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    file = sidecar(path)
+def _read_sidecar(beton: Beton) -> dict[str, Any]:
+    """What `pack` wrote beside the file, {} where it wrote nothing. Raises UserError if damaged or of other images."""
+    path = beton.path
+    file, mend = sidecar(path), f"delete it, or pack {path.name} again"
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}); delete it, or pack {path.name} again") from error
+        raise UserError(f"{file} is damaged ({error}); {mend}") from error
     if not isinstance(about, dict):
-        raise UserError(f"{file} is damaged (not a JSON object); delete it, or pack {path.name} again")
+        raise UserError(f"{file} is damaged (not a JSON object); {mend}")
+    # Else a file copied over another would take that one's classes, or lose its labels where that one had none.
+    if about.get("mark", beton.mark) != beton.mark or len(about.get("names", beton)) != len(beton):
+        raise UserError(f"{file} tells of other images than those of {path.name}; {mend}")
     return about

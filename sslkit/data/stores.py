@@ -1,13 +1,14 @@
 """From the settings of a run to the stores it trains and is measured on, packing what is not packed yet."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import numpy as np
 
 from sslkit import plugins
+from sslkit.atomic import recover
 from sslkit.config import Choice
 from sslkit.data.packing import concrete_mode, name_skipped, pack
 from sslkit.data.progress import progress
@@ -18,8 +19,6 @@ from sslkit.errors import UserError
 
 FORMAT = 1
 """Raised when the same settings begin to give other bytes, so that old caches are not taken for new."""
-STALE_AFTER = 24 * 3600
-"""Seconds after which another packer's temporary file is taken for the remains of a kill."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,8 @@ class _Opener:
         mode = concrete_mode(config.mode, self.size)
         how = "raw" if mode == "raw" else f"JPEG quality {config.jpeg_quality}"
         self.say(f"packing {self.title} ({role}): {self.size} px, {how}, into {path}")
-        _sweep(path)
+        # A packer that was killed leaves its temporary file behind.
+        recover(path.parent, escape(path.name))
         with progress(f"packing {self.title}") as report:
             store = pack(
                 images,
@@ -208,10 +208,3 @@ def _open_cached(path: Path, say: Callable[[str], None]) -> Store | None:
     except UserError as error:
         say(f"packing again: {error}")
         return None
-
-
-def _sweep(path: Path) -> None:
-    """A packer that was killed leaves its temporary file behind."""
-    for remains in path.parent.glob(f".{path.name}.*.tmp"):
-        if time.time() - remains.stat().st_mtime > STALE_AFTER:
-            remains.unlink(missing_ok=True)
