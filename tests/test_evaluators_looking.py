@@ -162,18 +162,16 @@ def test_neighbours_and_precision_are_those_of_scikit_learn(features, metric):
     train, test = features.train_x + far, features.test_x + far
     search = NearestNeighbors(n_neighbors=10, metric=metric, algorithm="brute").fit(train.double())
     expected = search.kneighbors(test.double(), return_distance=False)
-    assert (retrieval.nearest(train, test, 10, metric).numpy() == expected).mean() > 0.999
     given = Features(train, features.train_y, test, features.test_y, 8)
     hits = features.train_y.numpy()[expected] == features.test_y.numpy()[:, None]
     figures = Retrieval(Retrieval.Config(metric=metric))(Given(given))
     assert figures == pytest.approx({f"precision_{k}": hits[:, :k].mean() for k in (1, 5, 10)}, abs=1e-3)
 
 
-def test_neighbours_in_chunks_are_the_same_and_capped(features, monkeypatch):
-    whole = retrieval.nearest(features.train_x, features.test_x, 1000)
-    assert whole.shape == (200, 400)
-    monkeypatch.setattr(retrieval, "SIMILARITIES", 400 * 7)
-    assert torch.equal(retrieval.nearest(features.train_x, features.test_x, 1000)[:, :20], whole[:, :20])
+def test_neighbours_are_no_more_than_the_training_images(features):
+    given = Features(features.train_x[:6], features.train_y[:6], features.test_x, features.test_y, 8)
+    figures = Retrieval(Retrieval.Config(k=(6, 1000)))(Given(given))
+    assert figures["precision_6"] == figures["precision_1000"] > 0
 
 
 def test_queries_are_one_a_class_by_seed():
