@@ -39,7 +39,7 @@ from sslkit.evaluators.images import class_names, features_of_changed, labelled_
 from sslkit.evaluators.retrieval import Retrieval
 from sslkit.evaluators.robustness import Robustness
 from sslkit.evaluators.transfer import Transfer
-from sslkit.evaluators.transforms import Transforms, add_noise, grey, rotate
+from sslkit.evaluators.transforms import Transforms, add_noise, grey
 from sslkit.evaluators.transforms import sobel as sobel_filtered
 
 
@@ -261,13 +261,6 @@ def test_images_are_drawn_by_seed_whatever_their_classes():
 
 
 # --- transforms ---
-
-
-def test_rotation_turns_each_image_by_its_own_quarters():
-    _, images = photo(8, 4)
-    turned = rotate(images, torch.tensor([0, 1, 2, 3]))
-    for k in range(4):
-        assert np.array_equal(hwc(turned)[k], np.rot90(hwc(images)[k], k))
 
 
 def test_grey_is_pillows_luma_and_sobel_is_scipys():

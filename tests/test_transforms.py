@@ -22,8 +22,9 @@ def applied(name: str, images: torch.Tensor, seed: int = 1) -> torch.Tensor:
     return transform(images, [name], *ORIGINAL, torch.Generator().manual_seed(seed))
 
 
-def test_quarter_turns_are_rot90():
-    images = pictures(4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_quarter_turns_are_rot90(dtype):
+    images = (255 * pictures(4)).to(dtype)
     turned = quarter_turns(images, torch.tensor([0, 1, 2, 3]))
     assert all(torch.equal(turned[k], images[k].rot90(k, (1, 2))) for k in range(4))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sslkit.evaluators import logistic
 from sslkit.evaluators.base import Evaluator, Subject
 from sslkit.evaluators.images import features_of_changed
+from sslkit.methods.transforms import quarter_turns
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601-2 weights of red, green and blue."""
@@ -63,7 +64,7 @@ class Transforms(Evaluator):
         noise = self.config.noise
         return {
             "colour": (2, lambda x, answer, generator: _where(answer, grey(x), x)),
-            "rotation": (4, lambda x, answer, generator: rotate(x, answer)),
+            "rotation": (4, lambda x, answer, generator: quarter_turns(x, answer)),
             "noise": (2, lambda x, answer, generator: _where(answer, add_noise(x, noise, generator), x)),
             "sobel": (2, lambda x, answer, generator: _where(answer, sobel(x), x)),
         }
@@ -81,12 +82,6 @@ def grey(images: Tensor) -> Tensor:
     """The luma in all three channels."""
     weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True).round().to(torch.uint8).expand_as(images)
-
-
-def rotate(images: Tensor, quarters: Tensor) -> Tensor:
-    """Each image by its own number of quarter turns, counter-clockwise."""
-    turned = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)])
-    return turned[quarters, torch.arange(len(images), device=images.device)]
 
 
 def add_noise(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
