@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import warnings
+from threading import Event
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from sslkit import testing
-from sslkit.data import ArrayImages, pack
+from sslkit.data import ArrayImages, loaders, pack
+from sslkit.data.beton import Beton
 from sslkit.evaluators import KNN, Features, Linear, Subject, embedding, pictures, retrieval
 from sslkit.evaluators import confusion as confusions
 from sslkit.evaluators.confusion import Confusion
@@ -327,6 +329,29 @@ def test_changed_features_are_in_order_and_of_changed_pixels(subject):
     expected = subject.views(255 - torch.from_numpy(subject.test.read(rows)).permute(0, 3, 1, 2)).flatten(1)
     torch.testing.assert_close(got, expected)
     assert places == [0, 1, 2, 3]
+
+
+def test_changed_images_are_read_ahead_a_few_batches_and_no_more(subject, monkeypatch):
+    monkeypatch.setattr(loaders, "core_count", lambda: 2)
+    begun, second, taken = [], Event(), []
+    read = Beton.read
+
+    def noted(beton, rows):
+        begun.append(len(rows))
+        if len(begun) == 2:
+            second.set()
+        return read(beton, rows)
+
+    def unchanged(images, where):
+        assert second.wait(10), "the next batch is read while this one is worked on"
+        taken.append(len(where))
+        assert len(begun) <= len(taken) + 2
+        return images
+
+    monkeypatch.setattr(Beton, "read", noted)
+    subject.batch_size = 4
+    features_of_changed(subject, subject.test, np.arange(48), unchanged)
+    assert taken == 12 * [4]
 
 
 # --- labels ---

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -109,8 +107,8 @@ def _asked(subject: Subject, split: str, answers: int, change: Change, most: int
     rows = torch.randperm(len(store), generator=generator)[:most].sort().values
     answer = (torch.randperm(len(rows), generator=generator) % answers).to(subject.device)
 
-    def apply(images: Tensor, places: NDArray[np.int64]) -> Tensor:
-        return change(images, answer[torch.from_numpy(places).to(subject.device)], generator)
+    def apply(images: Tensor, places: Tensor) -> Tensor:
+        return change(images, answer[places], generator)
 
     return features_of_changed(subject, store, rows.numpy(), apply), answer
 
