@@ -9,7 +9,7 @@ from torch import Tensor
 from sslkit.evaluators import logistic
 from sslkit.evaluators.base import Evaluator, Subject
 from sslkit.evaluators.images import features_of_changed
-from sslkit.methods.transforms import quarter_turns
+from sslkit.methods.transforms import gradient, quarter_turns
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601-2 weights of red, green and blue."""
@@ -90,10 +90,8 @@ def add_noise(images: Tensor, deviation: float, generator: torch.Generator) -> T
 
 def sobel(images: Tensor) -> Tensor:
     """Length of the luma's gradient, as the Sobel filter estimates it, in all three channels."""
-    from kornia.filters import sobel as edges
-
-    found = edges(grey(images)[:, :1].float() / 255, normalized=False, eps=1e-12)
-    return (255 * found).round().clamp(0, 255).to(torch.uint8).expand_as(images)
+    across, down = gradient(grey(images)[:, :1].float())
+    return (8 * torch.hypot(across, down)).round().clamp(0, 255).to(torch.uint8).expand_as(images)
 
 
 def _where(answer: Tensor, changed: Tensor, images: Tensor) -> Tensor:
