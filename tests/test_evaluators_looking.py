@@ -194,6 +194,7 @@ def test_the_retrieval_picture_shows_the_right_images(subject, monkeypatch):
     Retrieval(Retrieval.Config(neighbours=2))(subject)
     cells, names, columns = drawn["parts"]
     assert (names, columns) == (list(HOSTILE[:2]), ["query", "1.", "2."])
+    assert len(cells) == 2
     for c, (query, nearest, second) in enumerate(cells):
         # The nearest image to one that is in both splits is itself.
         assert np.array_equal(query.pixels, nearest.pixels)
