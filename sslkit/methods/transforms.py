@@ -82,7 +82,7 @@ def sobel(images: Tensor) -> Tensor:
 
 
 def gradient(images: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much each channel rises to the right and downwards, by Sobel's filters, [N, C, S, S]; the border repeats."""
+    """How much each channel rises to the right and downwards, by Sobel's filters, [N, C, S, S] each; borders repeat."""
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     # Sums with Python numbers: a convolution would round to TF32, and its weights would have to be sent.
     above, row, below = padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]
