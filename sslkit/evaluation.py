@@ -13,6 +13,7 @@ from sslkit import plugins
 from sslkit.config import Choice, RunConfig, config_class
 from sslkit.errors import UserError
 from sslkit.evaluators import Subject
+from sslkit.execution import exact_products
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
@@ -32,6 +33,8 @@ def evaluate(
     **about: Any,
 ) -> Iterator[dict[str, Any]]:
     """One record an evaluator, as evaluations.jsonl keeps it. Features are extracted once and shared.
+
+    Products in float32 are exact, whatever the process allows besides.
 
     `about`: what `Subject` may be told besides: initial, head, folder, cache.
     Where there are no labels, evaluators that need none judge before the images of pre-training. Raises UserError,
@@ -55,7 +58,11 @@ def evaluate(
         **about,
     )
     for choice in evaluators:
-        yield _measure(subject, choice, stores)
+        # A run allows TF32, and its figures must be those that anyone finds for the same weights. Not around `yield`:
+        # what is done with a record is none of this.
+        with exact_products():
+            record = _measure(subject, choice, stores)
+        yield record
 
 
 def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:

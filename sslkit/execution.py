@@ -1,7 +1,7 @@
 """How a network is run, beside what it computes: precision, memory format, compilation."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -107,6 +107,21 @@ def _forward_in_fp32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 def uncompiled() -> Any:
     """A context in which compiled networks run as they were written: evaluations have other batches and modes."""
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Inside, GPUs round no float32 product to TF32; afterwards all is allowed that was before."""
+    backends: Any = torch.backends
+    kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for kind, precision in zip(kinds, before):
+            kind.fp32_precision = precision
 
 
 def usual(config: RunConfig, device: torch.device) -> Execution:

@@ -54,7 +54,7 @@ def test_boxes_are_whole_pixels_inside_the_image_and_reach_its_borders():
     boxes = Crop().sample(draws(), 20, 30)
     top, left, height, width = boxes.unbind(1)
     assert torch.equal(boxes, boxes.round())
-    assert (height.min(), width.min()) >= (1, 1)
+    assert min(height.min(), width.min()) >= 1
     assert (top.min(), left.min()) == (0, 0)
     assert ((top + height).max(), (left + width).max()) == (20, 30)
 
@@ -76,7 +76,7 @@ def test_jitter_factors_are_distributed_as_torchvisions():
     torch.manual_seed(0)
     tv = ColorJitter(0.8, 1.5, 0.3, 0.2)
     theirs = [ColorJitter.get_params(tv.brightness, tv.contrast, tv.saturation, tv.hue)[1:] for _ in range(MANY)]
-    for ours, reference in zip(factors.unbind(1), torch.tensor(theirs).unbind(1)):
+    for ours, reference in zip(factors.unbind(1), torch.tensor(theirs).unbind(1), strict=True):
         assert ks(ours, reference) > SAME
 
 

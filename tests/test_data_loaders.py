@@ -105,7 +105,9 @@ def test_an_epoch_may_be_left_at_any_step(stores, kind):
         epoch = made.epoch(1)
         assert len(list(islice(epoch, steps))) == steps
         epoch.close()
-    assert all(map(same, made.epoch(1), whole))
+    again = list(made.epoch(1))
+    assert len(again) == len(whole) == 11
+    assert all(map(same, again, whole))
 
 
 def order(store, seed, epoch, **more):
@@ -173,8 +175,9 @@ def test_row_numbers_are_sent_in_pieces(stores, kind, monkeypatch):
     made = shared_loader(stores["raw"], kind, batch_size=8)
     whole = list(made.epoch(5))
     monkeypatch.setattr(module, "SENT", 3)
-    assert len(whole) == 11
-    assert all(map(same, made.epoch(5), whole))
+    pieces = list(made.epoch(5))
+    assert len(pieces) == len(whole) == 11
+    assert all(map(same, pieces, whole))
 
 
 def test_in_order_gives_every_image_once(stores):

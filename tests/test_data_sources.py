@@ -108,7 +108,8 @@ def test_a_folders_mistakes_come_with_their_mend(tmp_path):
     (tmp_path / "a.txt").touch()
     (tmp_path / "b.HEIC").touch()
     (message,) = mistakes(Folder, root=tmp_path)
-    assert "holds no images, but 1 × .heic, 1 × .txt" in message or "1 × .txt, 1 × .heic" in message
+    assert "holds no images, but 1 × " in message
+    assert all(f"1 × {kind}" in message for kind in (".heic", ".txt"))
     assert "is a file" in mistakes(Folder, root=tmp_path / "a.txt")[0]
     save(tmp_path / "deep" / "c.png")
     assert mistakes(Folder, root=tmp_path) == []

@@ -109,6 +109,56 @@ def test_a_record_says_everything(stores, tmp_path, monkeypatch):
     json.dumps([chat, knn])
 
 
+def tf32_where():
+    backends = torch.backends
+    return [kind.fp32_precision == "tf32" for kind in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
+
+
+class Precise(Evaluator):
+    """Tells which products may be rounded to TF32 while it measures."""
+
+    protocol = "precise"
+
+    def __call__(self, subject):
+        return {"rounded": float(sum(tf32_where()))}
+
+
+@pytest.fixture
+def tf32_in_runs():
+    """As a run on a GPU sets it."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = True
+    yield
+    products.allow_tf32, convolutions.allow_tf32 = before
+
+
+def measured_by(kind, stores, monkeypatch):
+    monkeypatch.setattr(evaluation.plugins, "find", lambda *_: kind)
+    choices = 2 * [Choice(name="precise", options=kind.Config())]
+    return evaluation.evaluate(TinyBackbone(), choices, stores, torch.device("cpu"), 0)
+
+
+def test_evaluators_compute_without_tf32_and_leave_it_as_it_was(stores, monkeypatch, tf32_in_runs):
+    allowed = tf32_where()
+    assert all(allowed)
+    for _, record in zip(range(2), measured_by(Precise, stores, monkeypatch), strict=True):
+        assert record["rounded"] == 0
+        assert tf32_where() == allowed, "between two evaluators the run goes on"
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_an_evaluator_that_fails_leaves_tf32_as_it_was(stores, monkeypatch, tf32_in_runs):
+    class Failing(Evaluator):
+        def __call__(self, subject):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        next(measured_by(Failing, stores, monkeypatch))
+    assert all(tf32_where())
+
+
 def test_nobody_wants_files(stores):
     judged = subject(stores, TinyBackbone())
     judged.begin("chat")

@@ -9,7 +9,7 @@ import torchvision.transforms.v2.functional as TF
 from lightly.utils.benchmarking.knn import knn_predict
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -20,7 +20,8 @@ from sslkit.backbones import create_backbone
 from sslkit.config import Choice
 from sslkit.data import ArrayImages, Digits, open_stores, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import KNN, MLP, Features, Linear, Subject, accuracy, knn
+from sslkit.evaluators import KNN, MLP, Features, Linear, Subject, accuracy, neighbours
+from sslkit.evaluators.retrieval import Retrieval
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -78,14 +79,14 @@ def test_knn_is_that_of_lightly(features):
 def test_knn_in_blocks_is_the_same(features, metric, held, monkeypatch):
     vote = KNN(KNN.Config(metric=metric)).predict
     whole = vote(features.train_x, features.train_y, features.test_x[:50], 7)
-    monkeypatch.setattr(knn, "SIMILARITIES", held)
+    monkeypatch.setattr(neighbours, "SIMILARITIES", held)
     assert torch.equal(whole, vote(features.train_x, features.train_y, features.test_x[:50], 7))
 
 
 @pytest.mark.parametrize("held", [7, 60, 2**25])
 def test_knn_in_blocks_is_that_of_a_sorted_list_where_many_are_equally_near(held, monkeypatch):
     """Whole numbers, so that equal distances are equal to the bit; of equals, all have one class."""
-    monkeypatch.setattr(knn, "SIMILARITIES", held)
+    monkeypatch.setattr(neighbours, "SIMILARITIES", held)
     rng = np.random.default_rng(0)
     places = rng.permutation(200)[:40].astype(np.float64)
     bank, labels = np.repeat(places, 6), np.repeat(rng.integers(0, 8, 40), 6)
@@ -101,9 +102,11 @@ def test_knn_in_blocks_is_that_of_a_sorted_list_where_many_are_equally_near(held
     np.testing.assert_array_equal(ours, -np.sort(-votes)[:, :5])
 
 
-def test_knn_holds_no_more_than_a_block(monkeypatch):
-    """The largest tensor that it makes, however many images there are."""
-    monkeypatch.setattr(knn, "SIMILARITIES", 5000)
+@pytest.mark.parametrize("kind", [KNN, Retrieval])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbours_hold_no_more_than_a_block(kind, metric, monkeypatch):
+    """The largest tensor that is made to find them, however many images there are."""
+    monkeypatch.setattr(neighbours, "SIMILARITIES", 5000)
     largest = 0
 
     class Watched(TorchDispatchMode):
@@ -111,15 +114,39 @@ def test_knn_holds_no_more_than_a_block(monkeypatch):
             nonlocal largest
             out = func(*args, **kwargs or {})
             for tensor in out if isinstance(out, tuple | list) else [out]:
-                if not tensor._is_view():
+                if isinstance(tensor, torch.Tensor) and not tensor._is_view():
                     largest = max(largest, tensor.numel())
             return out
 
     x, y = torch.randn(20_000, 4), torch.arange(20_000) % 3
+    given = Given(Features(x, y, torch.randn(300, 4), torch.arange(300) % 3, 3))
     with Watched():
-        KNN(KNN.Config(k=10)).predict(x, y, torch.randn(300, 4), 3)
-    # The length of every image is one number an image.
-    assert largest <= 20_000
+        kind(kind.Config(metric=metric, k=10 if kind is KNN else (10,)))(given)
+    # What is found is ten numbers a query.
+    assert 3000 <= largest <= 5000
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("away", [0, 100, 1000])
+def test_neighbours_far_from_the_origin_are_those_of_scikit_learn(metric, away, monkeypatch):
+    """There float32 loses the digits that tell neighbours apart, unless differences are taken first."""
+    monkeypatch.setattr(neighbours, "SIMILARITIES", 2**15)
+    (train, _), (test, _) = clusters(2000, width=64), clusters(100, width=64, seed=1)
+    train, test = train + away, test + away
+    search = NearestNeighbors(n_neighbors=10, metric=metric, algorithm="brute").fit(train.double())
+    distances, expected = search.kneighbors(test.double())
+    nearness, found = (torch.cat(parts) for parts in zip(*neighbours.nearest(train, test, 10, metric)))
+    assert (found.numpy() == expected).mean() > 0.99
+    closeness = -distances if metric == "cosine" else -(distances**2) / 2
+    closer = np.diff(closeness)
+    assert np.abs(nearness.diff().numpy() - closer).max() < 0.01 * np.abs(closer).max()
+
+
+def test_to_what_has_no_direction_the_similarity_is_0():
+    train, test = torch.tensor([[0.0, 0.0], [3.0, 4.0], [-2.0, 0.0], [1.0, 1.0]]), torch.tensor([[5.0, 0.0]])
+    ((nearness, rows),) = neighbours.nearest(train, test, 4, "cosine")
+    assert rows.tolist() == [[3, 1, 0, 2]]
+    torch.testing.assert_close(nearness.diff(), torch.tensor([[0.6 - 0.5**0.5, -0.6, -1.0]]))
 
 
 def test_knn_at_a_low_temperature_is_the_nearest_neighbour(features):

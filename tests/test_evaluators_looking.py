@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import warnings
+from threading import Event
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from sslkit import testing
-from sslkit.data import ArrayImages, pack
+from sslkit.data import ArrayImages, loaders, pack
+from sslkit.data.beton import Beton
 from sslkit.evaluators import KNN, Features, Linear, Subject, embedding, pictures, retrieval
 from sslkit.evaluators import confusion as confusions
 from sslkit.evaluators.confusion import Confusion
@@ -39,7 +41,7 @@ from sslkit.evaluators.images import class_names, features_of_changed, labelled_
 from sslkit.evaluators.retrieval import Retrieval
 from sslkit.evaluators.robustness import Robustness
 from sslkit.evaluators.transfer import Transfer
-from sslkit.evaluators.transforms import Transforms, add_noise, grey, rotate
+from sslkit.evaluators.transforms import Transforms, add_noise, grey
 from sslkit.evaluators.transforms import sobel as sobel_filtered
 
 
@@ -162,18 +164,16 @@ def test_neighbours_and_precision_are_those_of_scikit_learn(features, metric):
     train, test = features.train_x + far, features.test_x + far
     search = NearestNeighbors(n_neighbors=10, metric=metric, algorithm="brute").fit(train.double())
     expected = search.kneighbors(test.double(), return_distance=False)
-    assert (retrieval.nearest(train, test, 10, metric).numpy() == expected).mean() > 0.999
     given = Features(train, features.train_y, test, features.test_y, 8)
     hits = features.train_y.numpy()[expected] == features.test_y.numpy()[:, None]
     figures = Retrieval(Retrieval.Config(metric=metric))(Given(given))
     assert figures == pytest.approx({f"precision_{k}": hits[:, :k].mean() for k in (1, 5, 10)}, abs=1e-3)
 
 
-def test_neighbours_in_chunks_are_the_same_and_capped(features, monkeypatch):
-    whole = retrieval.nearest(features.train_x, features.test_x, 1000)
-    assert whole.shape == (200, 400)
-    monkeypatch.setattr(retrieval, "SIMILARITIES", 400 * 7)
-    assert torch.equal(retrieval.nearest(features.train_x, features.test_x, 1000)[:, :20], whole[:, :20])
+def test_neighbours_are_no_more_than_the_training_images(features):
+    given = Features(features.train_x[:6], features.train_y[:6], features.test_x, features.test_y, 8)
+    figures = Retrieval(Retrieval.Config(k=(6, 1000)))(Given(given))
+    assert figures["precision_6"] == figures["precision_1000"] > 0
 
 
 def test_queries_are_one_a_class_by_seed():
@@ -194,6 +194,7 @@ def test_the_retrieval_picture_shows_the_right_images(subject, monkeypatch):
     Retrieval(Retrieval.Config(neighbours=2))(subject)
     cells, names, columns = drawn["parts"]
     assert (names, columns) == (list(HOSTILE[:2]), ["query", "1.", "2."])
+    assert len(cells) == 2
     for c, (query, nearest, second) in enumerate(cells):
         # The nearest image to one that is in both splits is itself.
         assert np.array_equal(query.pixels, nearest.pixels)
@@ -265,13 +266,6 @@ def test_images_are_drawn_by_seed_whatever_their_classes():
 # --- transforms ---
 
 
-def test_rotation_turns_each_image_by_its_own_quarters():
-    _, images = photo(8, 4)
-    turned = rotate(images, torch.tensor([0, 1, 2, 3]))
-    for k in range(4):
-        assert np.array_equal(hwc(turned)[k], np.rot90(hwc(images)[k], k))
-
-
 def test_grey_is_pillows_luma_and_sobel_is_scipys():
     pixels, images = photo(20)
     luma = np.stack([np.asarray(Image.fromarray(p).convert("L")) for p in pixels]).astype(float)
@@ -336,6 +330,29 @@ def test_changed_features_are_in_order_and_of_changed_pixels(subject):
     expected = subject.views(255 - torch.from_numpy(subject.test.read(rows)).permute(0, 3, 1, 2)).flatten(1)
     torch.testing.assert_close(got, expected)
     assert places == [0, 1, 2, 3]
+
+
+def test_changed_images_are_read_ahead_a_few_batches_and_no_more(subject, monkeypatch):
+    monkeypatch.setattr(loaders, "core_count", lambda: 2)
+    begun, second, taken = [], Event(), []
+    read = Beton.read
+
+    def noted(beton, rows):
+        begun.append(len(rows))
+        if len(begun) == 2:
+            second.set()
+        return read(beton, rows)
+
+    def unchanged(images, where):
+        assert second.wait(10), "the next batch is read while this one is worked on"
+        taken.append(len(where))
+        assert len(begun) <= len(taken) + 2
+        return images
+
+    monkeypatch.setattr(Beton, "read", noted)
+    subject.batch_size = 4
+    features_of_changed(subject, subject.test, np.arange(48), unchanged)
+    assert taken == 12 * [4]
 
 
 # --- labels ---

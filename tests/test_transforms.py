@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from kornia.filters import sobel as kornia_sobel
 from torchvision.transforms.v2 import functional as tv
 
 from sslkit.augment import ops
@@ -22,8 +23,9 @@ def applied(name: str, images: torch.Tensor, seed: int = 1) -> torch.Tensor:
     return transform(images, [name], *ORIGINAL, torch.Generator().manual_seed(seed))
 
 
-def test_quarter_turns_are_rot90():
-    images = pictures(4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_quarter_turns_are_rot90(dtype):
+    images = (255 * pictures(4)).to(dtype)
     turned = quarter_turns(images, torch.tensor([0, 1, 2, 3]))
     assert all(torch.equal(turned[k], images[k].rot90(k, (1, 2))) for k in range(4))
 
@@ -66,6 +68,15 @@ def test_sobel_is_the_length_of_the_gradient():
             across, down = ((window * k).sum((2, 3)) for k in (kernel, kernel.T))
             expected[:, :, i, j] = np.sqrt(across**2 + down**2)
     np.testing.assert_allclose(sobel_length(images).numpy(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 33, 40), (1, 1, 1, 1)])
+def test_sobel_is_kornias(shape):
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours, theirs = sobel_length(images), kornia_sobel(images)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    slopes = [torch.autograd.grad(out.sum(), images)[0] for out in (ours, theirs)]
+    torch.testing.assert_close(*slopes, atol=1e-4, rtol=0)
 
 
 def test_noise_is_gaussian_and_stays_between_black_and_white():

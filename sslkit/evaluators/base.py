@@ -18,13 +18,13 @@ from sslkit.backbones.layers import tap
 from sslkit.config import Config
 from sslkit.errors import UserError
 from sslkit.evaluators.cache import FeatureCache, weights_digest
+from sslkit.execution import PRECISIONS
 
 if TYPE_CHECKING:
     from sslkit.data import Store
 
 LAYER_WIDTH = 9000
 """About how many numbers of an earlier layer's map are kept (Goyal et al. 2019, section 4.2)."""
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

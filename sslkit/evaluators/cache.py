@@ -17,7 +17,7 @@ from sslkit.data.source import digest
 if TYPE_CHECKING:
     from sslkit.data import Store
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same weights and images begin to give other features, so that old files are not taken for new."""
 ROOM = 4 * 2**30
 """Bytes that are kept; beyond them the files that were not used for longest go."""

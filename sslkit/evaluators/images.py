@@ -15,8 +15,8 @@ from sslkit.evaluators.base import Subject, eval_mode
 if TYPE_CHECKING:
     from sslkit.data import Store
 
-Change = Callable[[Tensor, NDArray[np.int64]], Tensor]
-"""(uint8 [b, 3, S, S], their places in `rows`) -> the same images, changed."""
+Change = Callable[[Tensor, Tensor], Tensor]
+"""(uint8 [b, 3, S, S], their places in `rows`, int64 [b]), both on the device -> the same images, changed."""
 
 
 def labelled_rows(store: "Store") -> NDArray[np.int64]:
@@ -33,12 +33,13 @@ def class_names(subject: Subject, classes: int) -> list[str]:
 
 def read(store: "Store", rows: NDArray[np.int64], device: torch.device, size: int) -> Tensor:
     """Images as uint8 [n, 3, size, size] on the device, resized where they are stored at another size."""
-    images = torch.from_numpy(store.read(rows)).permute(0, 3, 1, 2).to(device)
-    return images if images.shape[-1] == size else resized(images, size)
+    return resized(torch.from_numpy(store.read(rows)).permute(0, 3, 1, 2).to(device), size)
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [n, 3, H, W] to uint8 [n, 3, size, size], antialiased."""
+    """uint8 [n, 3, S, S] to uint8 [n, 3, size, size], antialiased; as they are where that is their size."""
+    if images.shape[-1] == size:
+        return images
     small = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).to(torch.uint8)
 
@@ -51,18 +52,20 @@ def thumbnails(store: "Store", rows: NDArray[np.int64], size: int) -> NDArray[np
 
 @torch.no_grad()
 def features_of_changed(subject: Subject, store: "Store", rows: NDArray[np.int64], change: Change) -> Tensor:
-    """The backbone's features in eval mode of those images after `change`, float32 [n, width]."""
-    parts = np.array_split(np.arange(len(rows)), range(subject.batch_size, len(rows), subject.batch_size))
+    """The backbone's features in eval mode of those images after `change`, float32 [n, width].
+
+    Images are decoded by threads a few batches ahead; `change` is called here, a batch after the other.
+    Raises UserError where features are not finite.
+    """
+    from sslkit.data import in_order
+
+    batches = in_order(store.subset(rows), batch_size=subject.batch_size, device=subject.device)
     with eval_mode(subject.backbone):
-        out = [_features(subject, change(_read(subject, store, rows[part]), part)) for part in parts]
-    features = torch.cat(out)
+        changed = (change(resized(batch.images, subject.image_size), batch.indices) for batch in batches)
+        features = torch.cat([_features(subject, images) for images in changed])
     if not features.isfinite().all():
         raise UserError("the backbone's features are not finite: its weights are damaged, or training diverged")
     return features
-
-
-def _read(subject: Subject, store: "Store", rows: NDArray[np.int64]) -> Tensor:
-    return read(store, rows, subject.device, subject.image_size)
 
 
 def _features(subject: Any, images: Tensor) -> Tensor:

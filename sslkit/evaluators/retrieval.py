@@ -1,16 +1,13 @@
 """Nearest neighbours: what the backbone holds for similar."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslkit.evaluators.base import Evaluator, Subject
 from sslkit.evaluators.images import class_names, labelled_rows, thumbnails
-from sslkit.evaluators.knn import SIMILARITIES
+from sslkit.evaluators.neighbours import Metric, nearest
 
 
 class Retrieval(Evaluator):
@@ -21,7 +18,7 @@ class Retrieval(Evaluator):
     """
 
     class Config(Evaluator.Config):
-        metric: Literal["euclidean", "cosine"] = "euclidean"
+        metric: Metric = "euclidean"
         """What near means; the paper's is euclidean."""
         k: tuple[int, ...] = (1, 5, 10)
         """How many neighbours; precision is told for each; at most as many as there are training images."""
@@ -47,7 +44,8 @@ class Retrieval(Evaluator):
     @torch.no_grad()
     def __call__(self, subject: Subject) -> dict[str, float]:
         f = subject.features
-        found = nearest(f.train_x, f.test_x, max(*self.config.k, self.config.neighbours), self.config.metric)
+        most = max(*self.config.k, self.config.neighbours)
+        found = torch.cat([rows for _, rows in nearest(f.train_x, f.test_x, most, self.config.metric)])
         hits = f.train_y[found] == f.test_y[:, None]
         self._draw(subject, found, hits)
         return {f"precision_{k}": hits[:, :k].double().mean().item() for k in self.config.k}
@@ -72,18 +70,6 @@ class Retrieval(Evaluator):
         cells = _cells(asked, given, f.train_y[shown].cpu().numpy(), right.cpu().numpy(), names)
         columns = ["query", *(f"{k}." for k in range(1, shown.shape[1] + 1))]
         pictures.image_table(path, cells, [names[c] for c in f.test_y[queries].tolist()], columns)
-
-
-def nearest(train_x: Tensor, test_x: Tensor, k: int, metric: str = "euclidean") -> Tensor:
-    """Rows of train_x nearest to each row of test_x, nearest first, int64 [M, min(k, N)]; memory is bounded."""
-    if metric == "cosine":
-        train_x, test_x = F.normalize(train_x), F.normalize(test_x)
-    # Distances are found as differences of squares, which lose digits far from the origin.
-    centre = train_x.mean(0)
-    train_x, test_x = train_x - centre, test_x - centre
-    chunk = max(1, SIMILARITIES // len(train_x))
-    k = min(k, len(train_x))
-    return torch.cat([torch.cdist(part, train_x).topk(k, largest=False).indices for part in test_x.split(chunk)])
 
 
 def _one_a_class(labels: Tensor, seed: int) -> Tensor:

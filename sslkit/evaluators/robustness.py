@@ -4,7 +4,6 @@ import csv
 import io
 from statistics import fmean
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -68,7 +67,7 @@ def _corrupted(subject: Subject, name: str, severity: int) -> Tensor:
     """Features of the corrupted test images."""
     generator = torch.Generator().manual_seed(subject.seed)
 
-    def change(images: Tensor, places: np.ndarray) -> Tensor:
+    def change(images: Tensor, places: Tensor) -> Tensor:
         return corrupt(name, severity, images, generator)
 
     return features_of_changed(subject, subject.test, labelled_rows(subject.test), change)

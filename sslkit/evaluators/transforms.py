@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from sslkit.evaluators import logistic
 from sslkit.evaluators.base import Evaluator, Subject
 from sslkit.evaluators.images import features_of_changed
+from sslkit.methods.transforms import gradient, quarter_turns
 
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601-2 weights of red, green and blue."""
@@ -63,7 +62,7 @@ class Transforms(Evaluator):
         noise = self.config.noise
         return {
             "colour": (2, lambda x, answer, generator: _where(answer, grey(x), x)),
-            "rotation": (4, lambda x, answer, generator: rotate(x, answer)),
+            "rotation": (4, lambda x, answer, generator: quarter_turns(x, answer)),
             "noise": (2, lambda x, answer, generator: _where(answer, add_noise(x, noise, generator), x)),
             "sobel": (2, lambda x, answer, generator: _where(answer, sobel(x), x)),
         }
@@ -83,12 +82,6 @@ def grey(images: Tensor) -> Tensor:
     return (images * weights).sum(1, keepdim=True).round().to(torch.uint8).expand_as(images)
 
 
-def rotate(images: Tensor, quarters: Tensor) -> Tensor:
-    """Each image by its own number of quarter turns, counter-clockwise."""
-    turned = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)])
-    return turned[quarters, torch.arange(len(images), device=images.device)]
-
-
 def add_noise(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Gaussian noise of that standard deviation, white being 1."""
     noise = torch.randn(images.shape, generator=generator).to(images.device)
@@ -97,10 +90,8 @@ def add_noise(images: Tensor, deviation: float, generator: torch.Generator) -> T
 
 def sobel(images: Tensor) -> Tensor:
     """Length of the luma's gradient, as the Sobel filter estimates it, in all three channels."""
-    from kornia.filters import sobel as edges
-
-    found = edges(grey(images)[:, :1].float() / 255, normalized=False, eps=1e-12)
-    return (255 * found).round().clamp(0, 255).to(torch.uint8).expand_as(images)
+    across, down = gradient(grey(images)[:, :1].float())
+    return (8 * torch.hypot(across, down)).round().clamp(0, 255).to(torch.uint8).expand_as(images)
 
 
 def _where(answer: Tensor, changed: Tensor, images: Tensor) -> Tensor:
@@ -114,8 +105,8 @@ def _asked(subject: Subject, split: str, answers: int, change: Change, most: int
     rows = torch.randperm(len(store), generator=generator)[:most].sort().values
     answer = (torch.randperm(len(rows), generator=generator) % answers).to(subject.device)
 
-    def apply(images: Tensor, places: NDArray[np.int64]) -> Tensor:
-        return change(images, answer[torch.from_numpy(places).to(subject.device)], generator)
+    def apply(images: Tensor, places: Tensor) -> Tensor:
+        return change(images, answer[places], generator)
 
     return features_of_changed(subject, store, rows.numpy(), apply), answer
 
