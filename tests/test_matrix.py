@@ -33,7 +33,8 @@ CASES = [
 def test_two_steps_checkpoint_resume_evaluate(method, backbone, size, tmp_path):
     run = library.run(
         method={"name": method, **OPTIONS.get(method, {})},
-        backbone=backbone,
+        # With the small stem of 32 px the largest takes half of all the time; the others have it.
+        backbone={"name": backbone} | ({"stem": "imagenet"} if backbone == "resnet50" else {}),
         augment=FEW_CROPS.get(method, plugins.find("methods", method).augment),
         data={"name": "shapes", "n_train": 4, "n_test": 2, "image_size": size},
         batch_size=4,
