@@ -1,10 +1,10 @@
 """Do the fast ways to run agree with the plain one? Losses of the first steps, and kNN accuracy over several seeds.
 
-    python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 12] [--out FILE] [key=value]...
+    python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 12] [--out FILE]
 
 FOLDER holds images with train/ and test/. Every way trains SimCLR on the same network, images and seeds: plain torch
 operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16 with depthwise
-convolutions in fp32. Accuracies of single seeds differ by chance; what is judged is whether a way's mean lies within
+convolutions in fp32. Accuracies of single seeds differ by chance; the question is whether a way's mean lies within
 the spread of the plain one's.
 """
 
@@ -25,6 +25,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "kernels, compiled": {"kernels": "auto", "precision": "fp32", "compile": True},
     "kernels, bf16": {"kernels": "auto", "precision": "bf16", "depthwise_fp32": True, "compile": False},
 }
+BATCH = 128
 STEPS = 10
 """Steps whose losses are compared."""
 
@@ -54,7 +55,7 @@ def train(args: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict
             optimizer={"name": "adamw", "lr": 1e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 1},
             evaluators={"knn": {"k": 20}},
             epochs=args.epochs,
-            batch_size=128,
+            batch_size=BATCH,
             device="cpu",
             seed=seed,
             tune=False,

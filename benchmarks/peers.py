@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sslkit import hookimpl
+from sslkit import atomic, hookimpl
 
 IMAGES = 10_000
 TEST_IMAGES = 5_000
@@ -56,7 +56,7 @@ def main() -> None:
         write_folder(args.cifar, Path(folder))
         report = compete(Path(folder), args.seconds, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    atomic.write_json(args.out, report)
     print(json.dumps(report, indent=2))
 
 

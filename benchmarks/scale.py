@@ -3,10 +3,11 @@
     python benchmarks/scale.py [--only batch,size,...] [--device auto] [--small] [--out benchmarks/results]
 
 Protocol: images of noise. A training step is SimCLR's on ShuffleNetV2 1.0x with its original stem, data and views
-included, built as a run builds it: WARM steps, then the median of REPEATS. Data sets larger than REAL images are
-simulated: rows of a larger index stand on the same few images, so order, indices and labels cost what they would and
-only the disk does not. Memory is what the process holds at most above what it held before, without pages of mapped
-files, sampled every 5 ms. Every part runs in a process of its own. About 8 minutes on two cores; --small is for tests.
+included, built as a run builds it, in the fastest uncompiled way for each size: WARM steps, then the median of REPEATS.
+Data sets larger than REAL images are simulated: rows of a larger index stand on the same few images, so order, indices
+and labels cost what they would and only the disk does not. Memory is what the process holds at most above what it held
+before, without pages of mapped files, sampled every 5 ms. Every part runs in a process of its own. About 8 minutes on
+two cores; --small is for tests.
 """
 
 import argparse
@@ -29,9 +30,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sslkit import atomic
+
 WARM, REPEATS = 1, 3
 REAL, FEW = 2048, 96
-"""Images that are really there; in the smoke test so few that its runs are too short for compiling to be tried."""
+"""Images that are really there, and in the smoke test."""
 BATCH, SIDE = 256, 32
 SIZES: dict[str, dict[str, list[int]]] = {
     "full": {
@@ -76,7 +79,7 @@ def main() -> None:
     path = args.out / f"scale-{pick_device(args.device).type}.json"
     report = compose(args.only, args.device, args.small, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    atomic.write_text(path, json.dumps(report, indent=1) + "\n")
     draw(report["parts"], path.with_suffix(".svg"))
 
 
@@ -103,12 +106,13 @@ class Setting:
     device: str
     batch: int = BATCH
     real: int = REAL
+    tune: str = "always"
 
 
 def measure(part: str, device: str, small: bool) -> Iterator[dict[str, Any]]:
     """One object a size."""
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(Path(folder), device, 16, FEW) if small else Setting(Path(folder), device)
+        setting = Setting(Path(folder), device, 16, FEW, "off") if small else Setting(Path(folder), device)
         for n in SIZES["small" if small else "full"][part]:
             found = PARTS[part](n, setting)
             print(part, n, found, file=sys.stderr)
@@ -185,7 +189,16 @@ def training(at: Setting, method: str = "simclr", side: int = SIDE, classes: int
 
 def _words(method: str, path: Path, at: Setting) -> list[str]:
     network = ["backbone=shufflenetv2", "backbone.stem=imagenet"]
-    return [f"method={method}", *network, f"data={path}", f"batch_size={at.batch}", f"device={at.device}", "seed=0"]
+    return [
+        f"method={method}",
+        *network,
+        f"data={path}",
+        f"batch_size={at.batch}",
+        f"device={at.device}",
+        "seed=0",
+        f"tune={at.tune}",
+        "compile=false",
+    ]
 
 
 def packed(at: Setting, side: int, classes: int) -> Path:

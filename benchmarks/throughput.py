@@ -67,6 +67,7 @@ TARGETS = (
 
 def main() -> None:
     args = _arguments()
+    cells: dict[str, Cell] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("SSLKIT_CACHE", f"{folder}/cache")
         for name, size, words in _grid(args):

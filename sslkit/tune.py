@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +64,7 @@ class Timing:
     first: float = 0.0
     """Seconds of the first step, compiling included."""
     step: float = 0.0
-    """Median seconds of a further step."""
+    """Seconds of a further step, the shortest of a few: what disturbs one, as memory taken anew does, only adds."""
     loss: float = 0.0
     """Loss of the first step, of the same weights and views for every way timed with it."""
     expected: float = 0.0
@@ -93,10 +92,13 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
         return distributed.from_main(usual(parts.config, parts.device))
     known = _recalled(parts)
     way, timings = _fastest(parts, known.timings, steps, say)
-    views = _compiled_views_pay(parts, steps, say) if known.compiled_views is None else known.compiled_views
-    if distributed.is_main():
+    views, views_open = known.compiled_views, _views_can_be_compiled(parts)
+    if views is None and views_open:
+        views = _compiled_views_pay(parts, steps, say)
+    if distributed.is_main() and Known(timings, views) != known:
         _remember(parts, Known(timings, views), say)
-    return replace(way, compiled_views=views, compile="default" if parts.config.compile is True else way.compile)
+    compiled = "default" if parts.config.compile is True else way.compile
+    return replace(way, compiled_views=bool(views) and views_open, compile=compiled)
 
 
 def _steps_to_judge_by(parts: "Parts") -> int:
@@ -145,38 +147,49 @@ def _forget_compiled(device: torch.device) -> None:
         release(device)
 
 
-def _compiled_views_pay(parts: "Parts", steps: int, say: Callable[[str], None]) -> bool:
-    """Whether a GPU is to make the views by compiled code. The CPU has kernels of its own, which need no trial."""
-    config = parts.config
-    if parts.device.type != "cuda" or config.kernels == "plain" or config.compile is False:
-        return False
-    images = _raw_batch(parts, 0).images[: config.micro_batch]
+def _views_can_be_compiled(parts: "Parts") -> bool:
+    """The CPU has kernels of its own for them, which need no trial."""
+    return parts.device.type == "cuda" and parts.config.kernels == "auto" and parts.config.compile is not False
+
+
+def _compiled_views_pay(parts: "Parts", steps: int, say: Callable[[str], None]) -> bool | None:
+    """Whether the views are to be made by compiled code; None: not tried, for a longer run to find out."""
+    images = _raw_batch(parts, 0).images[: parts.config.micro_batch]
     pay = []
     for recipe in recipes(parts.views):
         pays, found = try_compiled(recipe, images, steps)
         say(f"views of {recipe.image_size} px: {found}")
         pay.append(pays)
     release(parts.device)
-    return all(everyone for everyone in distributed.everyones(bool(pay) and all(pay)))
+    return in_all([in_all(theirs) for theirs in distributed.everyones(pay)])
 
 
-def try_compiled(views: Views, images: Tensor, steps: int) -> tuple[bool, str]:
+def in_all(answers: list[bool | None]) -> bool | None:
+    """No where one of them is no, else unknown where one is, or where there is none."""
+    if False in answers:
+        return False
+    return None if None in answers or not answers else True
+
+
+def try_compiled(views: Views, images: Tensor, steps: int) -> tuple[bool | None, str]:
     """(whether a run of `steps` gains by compiling a recipe, what was found, in words); `views` stay uncompiled.
+
+    None: it has too few steps for trying.
 
     It gains where the views of uint8 `images` are the plain ones to a grey level, and are made faster.
     """
     try:
         expected, plain = _views_of(views, images)
         if plain * steps < VIEWS_COMPILING_PAYS:
-            return False, f"{plain * 1e3:.2f} ms plain, too few steps to gain by compiling"
+            return None, f"{plain * 1e3:.2f} ms plain, too few steps to gain by compiling"
         views.compile()
         _views_of(views, images)
         found, compiled = _views_of(views, images)
+        others = _share_of_others(found, expected, views)
     except Exception as error:
         return False, f"cannot be compiled here: {in_one_line(error)}"
     finally:
         views.compile_no_longer()
-    others = _share_of_others(found, expected, views)
     pays = others <= STRAY_PIXELS and compiled < MARGIN * plain
     figures = f"{plain * 1e3:.2f} ms plain, {compiled * 1e3:.2f} ms compiled"
     unlike = f", {100 * others:.2g} % of the pixels unlike" if others > STRAY_PIXELS else ""
@@ -190,7 +203,7 @@ def _share_of_others(found: Tensor, expected: Tensor, views: Views) -> float:
 
 
 def _views_of(views: Views, images: Tensor) -> tuple[Tensor, float]:
-    """The views from one seed, and the median seconds that making them takes."""
+    """The views from one seed, and the seconds that making them takes, at best."""
     times = []
     for _ in range(1 + TIMED_STEPS):
         generator = torch.Generator(images.device).manual_seed(0)
@@ -199,7 +212,7 @@ def _views_of(views: Views, images: Tensor) -> tuple[Tensor, float]:
         (made,) = views(images, generator)
         synchronize(images.device)
         times.append(time.perf_counter() - began)
-    return made, median(times[1:])
+    return made, min(times[1:])
 
 
 def choose(timings: list[Timing], steps: int) -> Execution:
@@ -246,8 +259,8 @@ def _measure(parts: "Parts", ways: list[Execution], say: Callable[[str], None]) 
 
     The first of them that works says what the first loss should be. Returns the same on all processes.
     """
-    if any(way.compile != "no" for way in ways):
-        say("the run is long enough for compiling to pay: trying it takes a minute or two")
+    compiling = any(way.compile != "no" for way in ways)
+    say(f"trying {len(ways)} ways to run the network" + (", compiled too, for a minute or two" if compiling else ""))
     raws = [_raw_batch(parts, number) for number in range(parts.config.accumulate)]
     # Alone, because a step that fails in one process would leave the others waiting within theirs.
     with distributed.alone(), torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
@@ -301,7 +314,7 @@ class _Trial:
     def timing(self, expected: float) -> Timing:
         if self.error:
             return Timing(self.way, error=self.error, passing=self.passing)
-        return Timing(self.way, self.first, median(self._times), self.loss, expected)
+        return Timing(self.way, self.first, min(self._times), self.loss, expected)
 
     def _copied(self, parts: "Parts") -> "Parts":
         method = deepcopy(parts.method)

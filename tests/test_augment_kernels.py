@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sslkit import plugins, tune
-from sslkit.augment import Views, views
+from sslkit.augment import Views, cpu, views
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
 RECIPES = ["simclr", "byol", "mocov2", "small", "beasse", "weak", "digits", "none"]
@@ -80,6 +80,18 @@ def test_numba_is_what_makes_them(monkeypatch):
         recipe(photos(4, 32, 32))
 
 
+def test_where_compiled_code_cannot_be_kept_each_process_compiles(monkeypatch):
+    njit = cpu.numba.njit
+
+    def refusing(function):
+        raise RuntimeError(f"cannot cache function {function.__name__!r}: no locator available")
+
+    monkeypatch.setattr(cpu.numba, "njit", lambda cache=False, **how: refusing if cache else njit(**how))
+    double = cpu._kernel(False)(lambda number: 2 * number)
+    assert double(3) == 6
+    assert double.signatures, "compiled, too"
+
+
 def test_without_numba_views_are_made_the_plain_way(monkeypatch):
     monkeypatch.setattr(views, "numba_missing", lambda: True)
     fast, plain = both(make("simclr", 32), photos(8, 32, 32))
@@ -129,9 +141,10 @@ def test_numba_is_at_least_twice_as_fast(recipe, size):
 
 
 @pytest.mark.slow
-def test_compiled_views_are_the_plain_ones():
+@pytest.mark.parametrize("recipe", ["byol", "digits"])
+def test_compiled_views_are_the_plain_ones(recipe):
     """What a GPU runs, compiled for the CPU: the same graph, another code generator's output."""
-    recipe, images = make("byol", 32), photos(16, 32, 32)
+    recipe, images = make(recipe, 32), photos(16, 32, 32)
     recipe.compile()
     assert recipe._compiled is not None
     for seed in (0, 1):
@@ -167,8 +180,16 @@ def test_compiling_is_not_tried_for_a_few_steps(monkeypatch):
     recipe, images = make("small", 32), photos(8, 32, 32)
     monkeypatch.setattr(torch, "compile", lambda made, **options: pytest.fail("compiled"))
     pays, found = tune.try_compiled(recipe, images, 3)
-    assert not pays
+    assert pays is None
     assert "too few steps" in found
+
+
+@pytest.mark.parametrize(
+    ("answers", "together"),
+    [([True, True], True), ([True, False], False), ([None, False], False), ([True, None], None), ([], None)],
+)
+def test_all_recipes_and_processes_must_gain(answers, together):
+    assert tune.in_all(answers) is together
 
 
 def test_a_few_pixels_at_the_threshold_may_differ():
@@ -191,9 +212,10 @@ def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
     assert torch.equal(recipe(images, torch.Generator().manual_seed(0))[0], before)
 
 
-def test_a_compiled_recipe_is_one_graph():
+@pytest.mark.parametrize("recipe", ["simclr", "digits", "beasse", STEPS["a crop that the views share"]])
+def test_a_compiled_recipe_is_one_graph(recipe):
     """A break in the graph would be a wait or a launch that the compiler cannot remove."""
-    recipe = make("simclr", 32)
+    recipe = make(recipe, 32)
     images = photos(4, 32, 32)
     numbers = torch.rand(8, recipe._columns)
     explained = torch._dynamo.explain(recipe._plain)(images, numbers)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from sslkit import tune
 from sslkit.bench import clock, contest, peers, show
 from sslkit.bench.clock import Contestant, Protocol, paired, summary, take_turns, turn
 from sslkit.bench.contestants import STAGES, Stages, Step, Views, bounded, first_batch
@@ -250,6 +251,13 @@ def test_the_fastest_way_is_looked_for_however_short_the_run(word, tuned, monkey
     monkeypatch.setattr(contest, "build", building)
     with pytest.raises(Built, match=tuned):
         contest.bench(resolve([*WORDS[:-1], f"tune={word}", "epochs=1"]), Protocol())
+
+
+def test_for_views_alone_no_network_is_tried(monkeypatch):
+    monkeypatch.setattr(tune, "_measure", None)
+    found = contest.bench(resolve([*WORDS[:-1], "tune=auto"]), Protocol(repeats=1), (), only="views")
+    assert list(found["contestants"]) == ["views"]
+    assert found["execution"] == "kernels=auto"
 
 
 def test_views_are_made_of_as_many_images_as_in_a_step():

@@ -1,11 +1,17 @@
 """The benchmark scripts still run: at sizes whose figures mean nothing."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from pathlib import Path
 
+import numpy as np
+import pytest
 from conftest import ROOT
+from PIL import Image
 
 SCALE = ROOT / "benchmarks" / "scale.py"
 
@@ -33,3 +39,47 @@ def test_scale_names_a_part_that_is_none(tmp_path):
     done = scale(tmp_path, "--only", "batch,speed")
     assert done.returncode == 2
     assert "no part 'speed'" in done.stderr
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def few_images(tmp_path) -> Path:
+    """train/ and test/ with two classes of noise each."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 4)):
+        for i in range(count):
+            path = tmp_path / "images" / split / f"class {i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lightly", "sslkit"])
+def test_both_peers_train_and_are_judged(name, few_images, monkeypatch):
+    pytest.importorskip("lightly", reason="lightly is in the extra bench")
+    peers = script("peers")
+    monkeypatch.setattr(peers, "IMAGES", 32)
+    monkeypatch.setattr(peers, "BATCH", 16)
+    found, backbone = peers.CONTESTANTS[name](few_images, epochs=2, seed=0)
+    assert found["epochs"] == 2
+    assert found["images_per_second"] > 0
+    assert 0 <= peers.judge(backbone, few_images)["knn_top1"] <= 1
+
+
+@pytest.mark.slow
+def test_ways_are_compared_by_losses_and_accuracy(few_images, monkeypatch):
+    agreement = script("agreement")
+    monkeypatch.setattr(agreement, "BATCH", 8)
+    args = Namespace(folder=few_images, epochs=2)
+    runs = {way: [agreement.train(args, agreement.WAYS[way], 0)] for way in ("plain", "kernels")}
+    assert len(runs["plain"][0]["losses"]) == 4
+    found = agreement.summary(runs)
+    assert found["plain"]["first_loss_differs_by"] == 0
+    assert 0 < found["kernels"]["first_loss_differs_by"] < 1e-3

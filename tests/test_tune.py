@@ -267,6 +267,22 @@ def test_a_damaged_memory_is_measured_anew(tuning, seconds, tmp_path):
     assert json.loads(file.read_text())["about"] == whole["about"]
 
 
+def test_views_are_tried_once_and_only_where_compiling_is_open(tuning, seconds, monkeypatch):
+    tried: list[int] = []
+    monkeypatch.setattr(tune, "_views_can_be_compiled", lambda parts: parts.config.compile is not False)
+    monkeypatch.setattr(tune, "try_compiled", lambda views, images, steps: tried.append(len(images)) or answer)
+    words = ["precision=fp32", "channels_last=true", "compile=true", "micro_batch=4"]
+    answer = None, "too few steps"
+    assert not built(*words).execution.compiled_views
+    answer = True, "faster"
+    parts = built(*words)
+    assert parts.execution.compiled_views
+    assert parts.views._compiled is not None
+    assert built(*words).execution.compiled_views
+    assert not built(*words[:2], "compile=false", "micro_batch=4").execution.compiled_views
+    assert tried == [4, 4], "as many images as a step makes views of, until the answer is known"
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"timings": [{"execution": {"speed": 3}}]}', '{"timings": [7]}'])
 def test_no_timings_are_recalled_from_a_damaged_file(tmp_path, damage):
     (tmp_path / "damaged.json").write_text(damage)
@@ -370,7 +386,7 @@ def test_compiling_is_tried_where_the_run_is_long_enough(tuning, seconds, compil
     assert built(say=said.append).execution == FIRST, "tried, and too dear for 12 steps"
     assert tuning[-1] == [FIRST, compiled]
     assert compiles == [{"mode": None, "dynamic": False}]
-    assert any("long enough for compiling" in line for line in said)
+    assert any("compiled too, for a minute or two" in line for line in said)
     assert any("60 s to compile" in line for line in said)
     before = len(tuning)
     assert built("epochs=100").execution == compiled

@@ -15,6 +15,7 @@ from sslkit.bench import peers
 from sslkit.bench.clock import Contestant, Course, Protocol, paired, summary, take_turns
 from sslkit.bench.contestants import Stages, Step, Views, bounded, first_batch, first_piece
 from sslkit.build import Parts, build
+from sslkit.config import RunConfig
 from sslkit.data.loaders import RawBatch
 from sslkit.devices import synchronize
 from sslkit.errors import UserError
@@ -54,8 +55,7 @@ def bench(
     config = resolved.config
     if config.devices > 1:
         raise UserError(f"sslkit bench times one process, not devices={config.devices}; leave devices out")
-    # How fast training gets here is the question, however short the run.
-    parts = build(config.model_copy(update={"tune": "always"} if config.tune == "auto" else {}), say)
+    parts = build(config.model_copy(update=_to_tune(config, only)), say)
     raw = first_batch(parts)
     with tempfile.TemporaryDirectory(prefix="sslkit-bench-") as folder, ExitStack() as stack:
         wanted = [name for name in names if name in _peers_of(only)]
@@ -70,6 +70,15 @@ def bench(
                 raise out_of_memory(parts, raw, error) from error
             raise
     return _described(resolved, parts, protocol, only) | _results(contestants, courses) | {"absent": absent | failed}
+
+
+def _to_tune(config: RunConfig, only: Only | None) -> dict[str, Any]:
+    """How fast training gets here is the question, however short the run."""
+    if config.tune != "auto":
+        return {}
+    # Without training nothing of the network is left open, so that its views alone are tried.
+    network = {"precision": "fp32", "channels_last": True, "compile": config.compile is not False}
+    return {"tune": "always"} | (network if only == "views" else {})
 
 
 def _peers_of(only: Only | None) -> tuple[str, ...]:
@@ -131,7 +140,7 @@ def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only 
         "backbone": config.backbone.name,
         "image_size": size,
         "batch_size": config.batch_size,
-        "execution": str(parts.execution),
+        "execution": _way(parts, only),
         "only": only,
         "device": parts.device.type,
         "device_name": _device_name(parts.device, machine),
@@ -141,6 +150,13 @@ def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only 
         "versions": {name: package_version(name) for name in (*peers.TRAINING, *peers.VIEWS)},
         "environment": machine,
     }
+
+
+def _way(parts: Parts, only: Only | None) -> str:
+    """How what is timed is run: the network, or without it the views."""
+    if only != "views":
+        return str(parts.execution)
+    return f"kernels={parts.config.kernels}" + (", compiled" if parts.execution.compiled_views else "")
 
 
 def _protocol(protocol: Protocol) -> Result:
