@@ -561,7 +561,7 @@ def test_a_grid_is_measured_cell_by_cell_from_archives(grid, tmp_path, monkeypat
         tar.add(tmp_path / "photos", "photos")
     common = ["throughput.py", "--small", str(tmp_path / "photos.tar"), "--large", str(tmp_path / "photos")]
     common += ["--out", str(tmp_path / "out"), "--batch=4", "--repeats=1", "--peers=kornia", "--methods=simclr"]
-    options = ["--networks=shufflenetv2", "device=cpu", "workers=1"]
+    options = ["--networks=shufflenetv2", "device=cpu", "workers=1", "tune=off"]
     monkeypatch.setattr(sys, "argv", [*common, "--sizes=32", "--views=", *options])
     grid.main()
     monkeypatch.setattr(sys, "argv", [*common, "--sizes=", "--views=48", *options])

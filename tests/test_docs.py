@@ -13,8 +13,8 @@ SHORT = ["epochs=1", "evaluators.linear.epochs=2"]
 """Settings that make a command of the docs short; they replace the ones it names."""
 PHOTOS, DIGITS = [*SHORT, "batch_size=16"], [*SHORT, "batch_size=128"]
 """With a few steps in an epoch of the 40 photos, and of the 1437 digits."""
-ONE_ROUND = ["--repeats", "1"]
-"""The same for `sslkit bench`."""
+ONE_ROUND = ["--repeats", "1", "tune=off"]
+"""The same for `sslkit bench`, which would compile the network to see whether that is faster."""
 
 
 def commands(page):
