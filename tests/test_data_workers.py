@@ -130,7 +130,7 @@ def test_a_run_decides_by_the_step_that_tune_has_timed(four_cores, monkeypatch):
     assert line == "decoding with 2 of 4 cores: half of them, for the time of a step is not known"
     file, timing = remembered_in(parts), Timing(parts.execution, first=1.0, step=0.008)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"about": _key(parts), "timings": [asdict(timing)]}))
+    file.write_text(json.dumps({"about": _key(parts), "compiled_views": None, "timings": [asdict(timing)]}))
     try:
         parts, (line,) = parts_of()
     finally:
