@@ -50,8 +50,9 @@ def recover(folder: Path, name: str = "*") -> None:
         with suppress(OSError):
             _remove(old) if home.exists() else os.rename(old, home)
     for remains in folder.glob(f".{name}.*{TEMPORARY}"):
-        with suppress(FileNotFoundError):
-            if time.time() - remains.stat().st_mtime > STALE_AFTER:
+        with suppress(OSError):
+            stale = time.time() - remains.stat().st_mtime > STALE_AFTER
+            if stale and not remains.name.endswith(SET_ASIDE):
                 _remove(remains)
 
 

@@ -111,7 +111,7 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         execution=usual(config, device),
         steps_per_epoch=steps_per_epoch,
     )
-    parts.execution = as_can_be(execution) if execution else tune(parts, say)
+    parts.execution = as_can_be(execution, device) if execution else tune(parts, say)
     parts.execution.apply_to_views(parts.views)
     if config.workers == "auto":
         workers.decide(loader, images_per_second(parts), say, distributed.local_world())

@@ -123,7 +123,8 @@ class RunConfig(Config):
     channels_last: bool | Literal["auto"] = "auto"
     """Memory format of the network; auto: as `tune` finds faster, untuned on."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the backbone, for a minute or so; auto: where `tune` finds that the run is long enough to gain by it."""
+    """Compile the backbone, for a minute or so; auto: where `tune` finds that the run is long enough to gain by it;
+    false: a GPU's views neither."""
     tune: Literal["auto", "off", "always"] = "auto"
     """auto: time a few steps of every way that the four settings above leave open, and take the fastest; only where
     the run has enough steps to gain by it, unless always."""

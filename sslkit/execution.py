@@ -114,14 +114,28 @@ def exact_products() -> Iterator[None]:
     """Inside, GPUs round no float32 product to TF32; afterwards all is allowed that was before."""
     backends: Any = torch.backends
     kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "ieee"
+    precisions, allowed = [kind.fp32_precision for kind in kinds], _tf32_allowed()
+    _allow_tf32(False, False)
     try:
         yield
     finally:
-        for kind, precision in zip(kinds, before):
+        _allow_tf32(*allowed)
+        for kind, precision in zip(kinds, precisions):
             kind.fp32_precision = precision
+
+
+def _tf32_allowed() -> tuple[bool, bool]:
+    """Of matrix products and of cuDNN, by torch's older switches; they cannot be read where only newer ones are set."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return False, False
+
+
+def _allow_tf32(products: bool, cudnn: bool) -> None:
+    """By the older switches, for they set the newer ones too, and whoever reads them gets an answer."""
+    torch.backends.cuda.matmul.allow_tf32 = products
+    torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def usual(config: RunConfig, device: torch.device) -> Execution:
@@ -177,6 +191,8 @@ def compiled_candidates(config: RunConfig, device: torch.device, best: Execution
     return [replace(best, compile=kind) for kind in kinds]
 
 
-def as_can_be(way: Execution) -> Execution:
-    """The way that a run was begun in, with the number of processes that go on with it."""
-    return replace(way, compile="default") if way.compile == "graphs" and distributed.world() > 1 else way
+def as_can_be(way: Execution, device: torch.device) -> Execution:
+    """The way that a run was begun in, on the device and with the number of processes that go on with it."""
+    alone_on_gpu = device.type == "cuda" and distributed.world() == 1
+    compiled = "default" if way.compile == "graphs" and not alone_on_gpu else way.compile
+    return replace(way, compile=compiled, compiled_views=way.compiled_views and device.type == "cuda")

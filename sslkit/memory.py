@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TOLD = (
     "allocate memory",
     "could not create a primitive",
+    "CUDA out of memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
@@ -31,12 +32,13 @@ def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
     config, processes = parts.config, distributed.world()
     key, value = ("micro_batch", config.micro_batch) if config.micro_batch else ("batch_size", config.batch_size)
     asked = f"out of memory at {key}={value} with images of {parts.stores.image_size} px"
-    size = config.micro_batch or config.batch_size // processes
-    smaller = _divisors(size)
-    if not smaller and size > 2:
-        return UserError(f"{asked}, and {size} images cannot be taken in parts: use a batch_size of many divisors")
+    share = config.batch_size // processes
+    size = config.micro_batch or share
+    smaller = _divisors(share, size)
+    if not smaller and size > 3:
+        return UserError(f"{asked}, and {share} images cannot be taken in parts: use a batch_size of many divisors")
     if not smaller:
-        return UserError(f"{asked}, two at a time; use a smaller data.image_size or backbone")
+        return UserError(f"{asked}, {size} at a time; use a smaller data.image_size or backbone")
     if processes > 1:
         return UserError(f"{asked}, {size} images on each of {processes} processes; set micro_batch={smaller[0]}")
     error.__traceback__ = None  # The traceback holds the failed step's tensors.
@@ -55,7 +57,8 @@ def _largest_that_fits(parts: "Parts", raw: Any) -> int | None:
     from sslkit.execution import uncompiled
     from sslkit.step import train_step
 
-    for size in _divisors(parts.config.micro_batch or parts.config.batch_size):
+    batch = parts.config.batch_size
+    for size in _divisors(batch, parts.config.micro_batch or batch):
         parts.optimizer.zero_grad(set_to_none=True)
         release(parts.device)
         try:
@@ -68,10 +71,10 @@ def _largest_that_fits(parts: "Parts", raw: Any) -> int | None:
     return None
 
 
-def _divisors(size: int) -> list[int]:
-    """Sizes that divide `size`, from the largest on, each at most half of the one before, down to 2."""
+def _divisors(share: int, size: int) -> list[int]:
+    """Sizes that divide `share`, each at most half of the one before, from at most half of `size` down to 2."""
     chosen = [size]
     for part in range(size // 2, 1, -1):
-        if size % part == 0 and 2 * part <= chosen[-1]:
+        if share % part == 0 and 2 * part <= chosen[-1]:
             chosen.append(part)
     return chosen[1:]

@@ -92,13 +92,10 @@ def tune(parts: "Parts", say: Callable[[str], None]) -> Execution:
         return distributed.from_main(usual(parts.config, parts.device))
     known = _recalled(parts)
     way, timings = _fastest(parts, known.timings, steps, say)
-    views, views_open = known.compiled_views, _views_can_be_compiled(parts)
-    if views is None and views_open:
-        views = _compiled_views_pay(parts, steps, say)
-    if distributed.is_main() and Known(timings, views) != known:
-        _remember(parts, Known(timings, views), say)
-    compiled = "default" if parts.config.compile is True else way.compile
-    return replace(way, compiled_views=bool(views) and views_open, compile=compiled)
+    views, faster = _compiled_views(parts, steps, known.compiled_views, say)
+    if distributed.is_main() and Known(timings, faster) != known:
+        _remember(parts, Known(timings, faster), say)
+    return replace(way, compiled_views=views, compile="default" if parts.config.compile is True else way.compile)
 
 
 def _steps_to_judge_by(parts: "Parts") -> int:
@@ -147,21 +144,36 @@ def _forget_compiled(device: torch.device) -> None:
         release(device)
 
 
+def _compiled_views(
+    parts: "Parts", steps: int, known: bool | None, say: Callable[[str], None]
+) -> tuple[bool, bool | None]:
+    """(whether this run compiles its views, whether compiled ones are known to be faster; None: not known)."""
+    if not _views_can_be_compiled(parts):
+        return False, known
+    images = _raw_batch(parts, 0).images[: parts.config.micro_batch]
+    plain = _plain_seconds(parts, images)
+    if distributed.from_main(plain * steps) < VIEWS_COMPILING_PAYS:
+        return False, known
+    if known is None:
+        tried = [try_compiled(recipe, images) for recipe in recipes(parts.views)]
+        for recipe, (_, found) in zip(recipes(parts.views), tried):
+            say(f"views of {recipe.image_size} px: {found}")
+        known = in_all([in_all(theirs) for theirs in distributed.everyones([faster for faster, _ in tried])])
+    release(parts.device)
+    return bool(known), known
+
+
 def _views_can_be_compiled(parts: "Parts") -> bool:
     """The CPU has kernels of its own for them, which need no trial."""
     return parts.device.type == "cuda" and parts.config.kernels == "auto" and parts.config.compile is not False
 
 
-def _compiled_views_pay(parts: "Parts", steps: int, say: Callable[[str], None]) -> bool | None:
-    """Whether the views are to be made by compiled code; None: not tried, for a longer run to find out."""
-    images = _raw_batch(parts, 0).images[: parts.config.micro_batch]
-    pay = []
-    for recipe in recipes(parts.views):
-        pays, found = try_compiled(recipe, images, steps)
-        say(f"views of {recipe.image_size} px: {found}")
-        pay.append(pays)
-    release(parts.device)
-    return in_all([in_all(theirs) for theirs in distributed.everyones(pay)])
+def _plain_seconds(parts: "Parts", images: Tensor) -> float:
+    """What making the views by plain operations takes; 0 where that fails, which the first step will say better."""
+    try:
+        return sum(_views_of(recipe, images)[1] for recipe in recipes(parts.views))
+    except RuntimeError:
+        return 0.0
 
 
 def in_all(answers: list[bool | None]) -> bool | None:
@@ -171,29 +183,26 @@ def in_all(answers: list[bool | None]) -> bool | None:
     return None if None in answers or not answers else True
 
 
-def try_compiled(views: Views, images: Tensor, steps: int) -> tuple[bool | None, str]:
-    """(whether a run of `steps` gains by compiling a recipe, what was found, in words); `views` stay uncompiled.
+def try_compiled(views: Views, images: Tensor) -> tuple[bool | None, str]:
+    """(whether a recipe's compiled views are as good and faster, what was found, in words); they stay uncompiled.
 
-    None: it has too few steps for trying.
-
-    It gains where the views of uint8 `images` are the plain ones to a grey level, and are made faster.
+    As good: views of uint8 `images` are the plain ones to a grey level. None: memory ran out, which may not be so
+    another day.
     """
     try:
         expected, plain = _views_of(views, images)
-        if plain * steps < VIEWS_COMPILING_PAYS:
-            return None, f"{plain * 1e3:.2f} ms plain, too few steps to gain by compiling"
         views.compile()
         _views_of(views, images)
         found, compiled = _views_of(views, images)
         others = _share_of_others(found, expected, views)
     except Exception as error:
-        return False, f"cannot be compiled here: {in_one_line(error)}"
+        return None if is_out_of_memory(error) else False, f"cannot be compiled here: {in_one_line(error)}"
     finally:
         views.compile_no_longer()
-    pays = others <= STRAY_PIXELS and compiled < MARGIN * plain
+    faster = others <= STRAY_PIXELS and compiled < MARGIN * plain
     figures = f"{plain * 1e3:.2f} ms plain, {compiled * 1e3:.2f} ms compiled"
     unlike = f", {100 * others:.2g} % of the pixels unlike" if others > STRAY_PIXELS else ""
-    return pays, f"{figures}{unlike}: {'compiled' if pays else 'plain'}"
+    return faster, f"{figures}{unlike}: {'compiled' if faster else 'plain'}"
 
 
 def _share_of_others(found: Tensor, expected: Tensor, views: Views) -> float:
@@ -363,7 +372,7 @@ class Known:
     timings: dict[Execution, Timing] = field(default_factory=dict)
     """Of ways with plain views, which cost them all the same."""
     compiled_views: bool | None = None
-    """None: not known."""
+    """Whether compiled views are as good as plain ones, and faster; None: not known."""
 
 
 def images_per_second(parts: "Parts") -> float | None:

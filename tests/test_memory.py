@@ -23,9 +23,14 @@ def test_several_processes_are_told_half_of_what_each_of_them_took(monkeypatch, 
     assert f"{batch // processes} images on each of {processes} processes; set micro_batch={fits}" in told
 
 
+def test_parts_of_the_share_and_not_of_the_part_that_was_too_large(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    assert "set micro_batch=3" in advice(batch_size=42, micro_batch=7)
+
+
 def test_what_cannot_be_divided_is_said_to_be_so(monkeypatch):
     assert "127 images cannot be taken in parts" in advice(batch_size=127)
-    assert "two at a time; use a smaller data.image_size or backbone" in advice(micro_batch=2)
+    assert "2 at a time; use a smaller data.image_size or backbone" in advice(micro_batch=2)
     monkeypatch.setattr(distributed, "world", lambda: 2)
     assert "127 images cannot be taken in parts" in advice(batch_size=254)
 

@@ -270,9 +270,13 @@ def test_a_damaged_memory_is_measured_anew(tuning, seconds, tmp_path):
 def test_views_are_tried_once_and_only_where_compiling_is_open(tuning, seconds, monkeypatch):
     tried: list[int] = []
     monkeypatch.setattr(tune, "_views_can_be_compiled", lambda parts: parts.config.compile is not False)
-    monkeypatch.setattr(tune, "try_compiled", lambda views, images, steps: tried.append(len(images)) or answer)
+    monkeypatch.setattr(tune, "try_compiled", lambda views, images: tried.append(len(images)) or answer)
     words = ["precision=fp32", "channels_last=true", "compile=true", "micro_batch=4"]
-    answer = None, "too few steps"
+    answer = True, "faster"
+    assert not built(*words).execution.compiled_views
+    assert not tried, "a few steps gain nothing by it"
+    monkeypatch.setattr(tune, "VIEWS_COMPILING_PAYS", 0.0)
+    answer = None, "out of memory"
     assert not built(*words).execution.compiled_views
     answer = True, "faster"
     parts = built(*words)
@@ -281,6 +285,8 @@ def test_views_are_tried_once_and_only_where_compiling_is_open(tuning, seconds, 
     assert built(*words).execution.compiled_views
     assert not built(*words[:2], "compile=false", "micro_batch=4").execution.compiled_views
     assert tried == [4, 4], "as many images as a step makes views of, until the answer is known"
+    monkeypatch.setattr(tune, "VIEWS_COMPILING_PAYS", 120.0)
+    assert not built(*words).execution.compiled_views, "what a longer run found does not make this one longer"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"timings": [{"execution": {"speed": 3}}]}', '{"timings": [7]}'])
@@ -452,6 +458,7 @@ def test_resume_compiles_the_views_if_they_were_and_times_nothing(tmp_path, monk
     file = out / "environment.json"
     noted = json.loads(file.read_text())
     noted["derived"]["execution"] |= {"compiled_views": True, "compile": "graphs"}
+    monkeypatch.setattr("sslkit.build.as_can_be", lambda way, device: way)
     file.write_text(json.dumps(noted))
     kept: list[Parts] = []
     monkeypatch.setattr(engine, "_train", lambda run, parts, *rest: kept.append(parts))
@@ -461,7 +468,13 @@ def test_resume_compiles_the_views_if_they_were_and_times_nothing(tmp_path, monk
     assert kept[0].views._compiled is not None
     assert kept[0].execution.compile == "graphs"
     monkeypatch.setattr(execution.distributed, "world", lambda: 2)
-    assert execution.as_can_be(kept[0].execution).compile == "default", "several processes cannot replay"
+    assert execution.as_can_be(kept[0].execution, CUDA).compile == "default", "several processes cannot replay"
+
+
+def test_a_run_goes_on_where_what_it_was_begun_with_is_missing():
+    way = Execution("bf16", compile="graphs", compiled_views=True)
+    assert execution.as_can_be(way, CUDA) == way
+    assert execution.as_can_be(way, CPU) == Execution("bf16", compile="default")
 
 
 # --- every way computes the same ---

@@ -52,7 +52,7 @@ def find(names: Iterable[str], parts: Parts, raw: RawBatch, folder: Path) -> tup
             absent[name] = f"not installed: {INSTALL[name]}"
             continue
         try:
-            found += makers[name]()
+            found += list(makers[name]())
         except NotTheSame as lack:
             absent[name] = str(lack)
         except Exception as error:

@@ -20,7 +20,8 @@ class Helpers:
     """`count` Python processes that call functions for as many threads; a context that ends them."""
 
     def __init__(self, count: int) -> None:
-        places = os.pathsep.join(place for place in sys.path if place)
+        # The current folder is "" in a path.
+        places = os.pathsep.join(map(os.path.abspath, sys.path))
         command, environment = [sys.executable, "-P", "-c", SERVE], os.environ | {"PYTHONPATH": places}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._all = [subprocess.Popen(command, env=environment, **pipes) for _ in range(count)]
@@ -45,7 +46,7 @@ class Helpers:
         try:
             _send((function, arguments), _pipe(process.stdin))
             result, error = pickle.load(_pipe(process.stdout))
-        except (EOFError, BrokenPipeError):
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise RuntimeError(f"helper process {process.pid} has died; is memory short?") from None
         finally:
             self._idle.put(process)

@@ -45,7 +45,10 @@ class Images:
         return f"image {index}"
 
     def load(self, index: int) -> Image.Image | NDArray[np.uint8]:
-        """The picture, or its pixels as uint8 [H, W, 3]; called by threads. Raises on an unreadable one."""
+        """The picture, or its pixels as uint8 [H, W, 3]. Raises on an unreadable one.
+
+        Called by threads, and where `part` allows it by processes.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no load")
 
     def part(self, indices: range) -> "Images | None":
