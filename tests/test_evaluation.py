@@ -120,7 +120,9 @@ class Precise(Evaluator):
     protocol = "precise"
 
     def __call__(self, subject):
-        return {"rounded": float(sum(tf32_where()))}
+        # Torch's older switches can still be read, as code of others does.
+        older = torch.backends.cuda.matmul.allow_tf32 + torch.backends.cudnn.allow_tf32
+        return {"rounded": float(sum(tf32_where()) + older)}
 
 
 @pytest.fixture

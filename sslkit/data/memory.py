@@ -18,7 +18,8 @@ V2 = ("memory.max", "memory.current", "inactive_file")
 def free_memory(device: torch.device) -> int:
     """Bytes that new tensors of this process on the device can have.
 
-    Processes that train together on one machine look at the same moment: of the machine's memory each may have its part.
+    Processes that train together on one machine look at the same moment: each may have its part of the machine's
+    memory.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
