@@ -1,5 +1,6 @@
 """When memory runs out: say by how much to reduce what, after trying it."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,7 +63,8 @@ def _largest_that_fits(parts: "Parts", raw: Any) -> int | None:
         parts.optimizer.zero_grad(set_to_none=True)
         release(parts.device)
         try:
-            with uncompiled():
+            # Code was compiled for another size. Where nothing is, the compiler's modules would need memory, too.
+            with nullcontext() if parts.execution.compile == "no" else uncompiled():
                 train_step(parts, [raw], 0, micro_batch=size)
             return size
         except RuntimeError as error:
