@@ -14,7 +14,13 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MB = 2**20
 
-_keeping = False
+_MODES = {
+    # Where glibc's thresholds, which grow by themselves, are after the first large blocks.
+    "default": {_MMAP_THRESHOLD: 32 * _MB, _TRIM_THRESHOLD: 64 * _MB, _MMAP_MAX: 65536},
+    "kept": {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1},
+    "given back": {_MMAP_THRESHOLD: _MB, _TRIM_THRESHOLD: _MB, _MMAP_MAX: 65536},
+}
+_mode = "default"
 """What the allocator was last told: it cannot be asked."""
 
 
@@ -22,31 +28,27 @@ _keeping = False
 def freed_memory(keep: bool) -> Iterator[None]:
     """Inside, freed memory is kept, or given back to the system as it is by default; afterwards as before.
 
-    For the whole process, all threads. Does nothing where the C library has no `mallopt` (macOS, musl), or where
-    the address space is limited: kept memory would be missing from what does not come from malloc.
+    For the whole process, all threads. Does nothing where the C library has no `mallopt` (macOS, musl). Where the
+    address space is limited all large blocks are given back at once, `keep` or not: the free parts of a heap would
+    be missing from what does not come from malloc (oneDNN then crashed).
     """
-    before = _keeping
-    _tell(keep and not _limited())
+    before = _mode
+    _tell("given back" if _limited() else "kept" if keep else "default")
     try:
         yield
     finally:
         _tell(before)
 
 
-def _tell(keep: bool) -> None:
-    global _keeping
+def _tell(mode: str) -> None:
+    global _mode
     libc = _glibc()
-    if libc is None or keep == _keeping:
+    if libc is None or mode == _mode:
         return
-    _keeping = keep
-    if keep:
-        libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, -1)
-    else:
-        # Where glibc's thresholds, which grow by themselves, are after the first large blocks.
-        libc.mallopt(_MMAP_THRESHOLD, 32 * _MB)
-        libc.mallopt(_TRIM_THRESHOLD, 64 * _MB)
-        libc.mallopt(_MMAP_MAX, 65536)
+    _mode = mode
+    for parameter, value in _MODES[mode].items():
+        libc.mallopt(parameter, value)
+    if mode != "kept":
         libc.malloc_trim(0)
 
 

@@ -17,10 +17,11 @@ from sslkit.config import RunConfig
 from sslkit.data import Stores, make_loader, open_stores, workers
 from sslkit.devices import pick_device
 from sslkit.errors import UserError
-from sslkit.execution import Execution, as_can_be, recipes, usual
+from sslkit.execution import Execution, possible_here, usual, view_recipes
 from sslkit.methods.base import Method, RunInfo
 from sslkit.optim import Schedule, make_optimizer, make_schedule, scaled_lr
-from sslkit.tune import images_per_second, tune
+from sslkit.tune import tune
+from sslkit.tune.timings import images_per_second
 
 
 @dataclass
@@ -111,7 +112,7 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         execution=usual(config, device),
         steps_per_epoch=steps_per_epoch,
     )
-    parts.execution = as_can_be(execution, device) if execution else tune(parts, say)
+    parts.execution = possible_here(execution, device) if execution else tune(parts, say)
     parts.execution.apply_to_views(parts.views)
     if config.workers == "auto":
         workers.decide(loader, images_per_second(parts), say, distributed.local_world())
@@ -125,7 +126,7 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
 def _make_views(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:
     recipe = plugins.find("augmentations", config.augment.name)
     views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
-    for part in recipes(views):
+    for part in view_recipes(views):
         part.kernels = config.kernels
     return views
 

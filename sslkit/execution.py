@@ -64,7 +64,7 @@ class Execution:
 
     def apply_to_views(self, views: nn.Module) -> None:
         """Compile the recipes, or no longer compile them, in place."""
-        for recipe in recipes(views):
+        for recipe in view_recipes(views):
             recipe.compile() if self.compiled_views else recipe.compile_no_longer()
 
     def apply(self, method: Method) -> None:
@@ -88,7 +88,7 @@ def networks(method: Method) -> Iterator[nn.Module]:
     return (module for module in method.modules() if type(module) is type(method.backbone))
 
 
-def recipes(views: nn.Module) -> Iterator[Views]:
+def view_recipes(views: nn.Module) -> Iterator[Views]:
     """The recipes of a run's views that are made of named steps: a method may have several, a plugin other ones."""
     return (part for part in views.modules() if isinstance(part, Views))
 
@@ -191,7 +191,7 @@ def compiled_candidates(config: RunConfig, device: torch.device, best: Execution
     return [replace(best, compile=kind) for kind in kinds]
 
 
-def as_can_be(way: Execution, device: torch.device) -> Execution:
+def possible_here(way: Execution, device: torch.device) -> Execution:
     """The way that a run was begun in, on the device and with the number of processes that go on with it."""
     alone_on_gpu = device.type == "cuda" and distributed.world() == 1
     compiled = "default" if way.compile == "graphs" and not alone_on_gpu else way.compile

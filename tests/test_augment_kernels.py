@@ -156,9 +156,9 @@ def test_compiled_views_are_the_plain_ones(recipe):
 def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
     recipe, images = make("small", 32), photos(64, 32, 32)
     recipe.kernels = "plain"
-    monkeypatch.setattr(tune, "MARGIN", 1e9)
+    monkeypatch.setattr(tune.views, "MARGIN", 1e9)
     monkeypatch.setattr(recipe, "_renderer", lambda device: recipe._compiled or recipe._plain)
-    pays, found = tune.try_compiled(recipe, images)
+    pays, found = tune.views.try_compiled(recipe, images)
     assert pays
     assert found.endswith(": compiled")
     assert recipe._compiled is None, "it is for the run to compile it"
@@ -167,9 +167,9 @@ def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
 @pytest.mark.parametrize(("factor", "margin"), [(1.0, 0.0), (1.01, 1e9)])
 def test_compiled_views_that_are_slower_or_others_are_dropped(monkeypatch, factor, margin):
     recipe, images = make("small", 32), photos(8, 32, 32)
-    monkeypatch.setattr(tune, "MARGIN", margin)
+    monkeypatch.setattr(tune.views, "MARGIN", margin)
     monkeypatch.setattr(torch, "compile", lambda made, **options: lambda *given: made(*given) * factor + (factor - 1))
-    pays, found = tune.try_compiled(recipe, images)
+    pays, found = tune.views.try_compiled(recipe, images)
     assert not pays
     assert found.endswith(": plain")
     assert ("unlike" in found) == (factor != 1)
@@ -181,7 +181,7 @@ def test_views_that_run_out_of_memory_may_be_compiled_another_day(monkeypatch):
         raise torch.OutOfMemoryError("another program has the memory")
 
     monkeypatch.setattr(torch, "compile", lambda made, **options: full)
-    assert tune.try_compiled(make("small", 32), photos(8, 32, 32))[0] is None
+    assert tune.views.try_compiled(make("small", 32), photos(8, 32, 32))[0] is None
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_views_that_run_out_of_memory_may_be_compiled_another_day(monkeypatch):
     [([True, True], True), ([True, False], False), ([None, False], False), ([True, None], None), ([], None)],
 )
 def test_all_recipes_and_processes_must_gain(answers, together):
-    assert tune.in_all(answers) is together
+    assert tune.views.in_all(answers) is together
 
 
 def test_a_few_pixels_at_the_threshold_may_differ():
@@ -197,8 +197,8 @@ def test_a_few_pixels_at_the_threshold_may_differ():
     one = torch.zeros(1, 3, 100, 100)
     other = one.clone()
     other[0, 0, 0, :2] = 1.0
-    assert tune._share_of_others(one, one + 0.9 / 255 / max(STD), recipe) == 0
-    assert tune._share_of_others(one, other, recipe) == pytest.approx(2 / 30_000)
+    assert tune.views._share_of_others(one, one + 0.9 / 255 / max(STD), recipe) == 0
+    assert tune.views._share_of_others(one, other, recipe) == pytest.approx(2 / 30_000)
 
 
 def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
@@ -208,7 +208,7 @@ def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
     recipe, images = make("small", 32), photos(8, 32, 32)
     (before,) = recipe(images, torch.Generator().manual_seed(0))
     monkeypatch.setattr(torch, "compile", lambda made, **options: broken)
-    assert tune.try_compiled(recipe, images) == (False, "cannot be compiled here: no compiler here")
+    assert tune.views.try_compiled(recipe, images) == (False, "cannot be compiled here: no compiler here")
     assert torch.equal(recipe(images, torch.Generator().manual_seed(0))[0], before)
 
 

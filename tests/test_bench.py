@@ -254,7 +254,7 @@ def test_the_fastest_way_is_looked_for_however_short_the_run(word, tuned, monkey
 
 
 def test_for_views_alone_no_network_is_tried(monkeypatch):
-    monkeypatch.setattr(tune, "_measure", None)
+    monkeypatch.setattr(tune.trials, "measure", None)
     found = contest.bench(resolve([*WORDS[:-1], "tune=auto"]), Protocol(repeats=1), (), only="views")
     assert list(found["contestants"]) == ["views"]
     assert found["execution"] == "kernels=auto"

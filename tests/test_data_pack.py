@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from sslkit.data import ArrayImages, Folder, Images, Store, pack, packing
 from sslkit.data.convert import to_square
 from sslkit.data.folder import FileImages
-from sslkit.data.helpers import Helpers
+from sslkit.data.processes import Processes
 from sslkit.data.threads import ordered_map
 from sslkit.errors import UserError
 
@@ -404,7 +404,7 @@ import sys
 from pathlib import Path
 from sslkit.data import packing
 from sslkit.data.folder import FileImages
-from sslkit.data.helpers import Helpers
+from sslkit.data.processes import Processes
 
 print("begun")
 packing.APART_FROM = 1
@@ -425,27 +425,27 @@ def with_this_sslkit():
 
 
 def test_helpers_answer_raise_and_end():
-    with Helpers(2) as helpers:
-        here, first = os.getpid(), helpers.call(os.getpid)
+    with Processes(2) as processes:
+        here, first = os.getpid(), processes.call(os.getpid)
         assert first != here
-        helpers.call(print, "what a decoder prints")
+        processes.call(print, "what a decoder prints")
         with pytest.raises(ZeroDivisionError):
-            helpers.call(divmod, 1, 0)
-        assert {helpers.call(os.getpid) for _ in range(4)} == {p.pid for p in helpers._all}
-    assert all(process.returncode is not None for process in helpers._all)
+            processes.call(divmod, 1, 0)
+        assert {processes.call(os.getpid) for _ in range(4)} == {p.pid for p in processes._all}
+    assert all(process.returncode is not None for process in processes._all)
 
 
 def test_a_helper_that_is_killed_is_an_error_and_no_hang():
-    with Helpers(1) as helpers:
-        helpers._all[0].kill()
+    with Processes(1) as processes:
+        processes._all[0].kill()
         for _ in range(2):
             with pytest.raises(RuntimeError, match="has died"):
-                helpers.call(os.getpid)
+                processes.call(os.getpid)
 
 
 def test_a_packing_that_stops_ends_its_helpers(tmp_path, apart, monkeypatch):
     made = []
-    monkeypatch.setattr(packing, "Helpers", lambda count: made.append(Helpers(count)) or made[-1])
+    monkeypatch.setattr(packing, "Processes", lambda count: made.append(Processes(count)) or made[-1])
     with pytest.raises(UserError, match="1 of the first 1 images"):
         pack(classes_of_pictures(tmp_path / "p"), tmp_path / "a.beton", size=32, workers=2, max_skipped=0)
     assert len(made) == 1

@@ -17,7 +17,7 @@ from sslkit.engine import resume
 from sslkit.errors import UserError
 from sslkit.progress import Display
 from sslkit.resolve import resolve
-from sslkit.tune import Timing, _key, remembered_in
+from sslkit.tune.timings import Timing, key_of, remembered_in
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="FFCV is not installed")
 STREAMING = ["torch", pytest.param("ffcv", marks=needs_ffcv)]
@@ -130,7 +130,7 @@ def test_a_run_decides_by_the_step_that_tune_has_timed(four_cores, monkeypatch):
     assert line == "decoding with 2 of 4 cores: half of them, for the time of a step is not known"
     file, timing = remembered_in(parts), Timing(parts.execution, first=1.0, step=0.008)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"about": _key(parts), "compiled_views": None, "timings": [asdict(timing)]}))
+    file.write_text(json.dumps({"about": key_of(parts), "compiled_views": None, "timings": [asdict(timing)]}))
     try:
         parts, (line,) = parts_of()
     finally:

@@ -72,15 +72,15 @@ def test_the_first_process_goes_first(tmp_path):
 def tuned_with_a_failure(rank: int, folder: str) -> None:
     """What tune chooses where the step of one way fails in the second process alone."""
     os.environ["SSLKIT_CACHE"] = folder
-    tune.FEWEST_STEPS, tune.TIMED_STEPS = 1, 1
-    step = tune.train_step
+    tune.FEWEST_STEPS, tune.trials.TIMED_STEPS = 1, 1
+    step = tune.trials.train_step
 
     def failing(parts, raws, number):
         if rank == 1 and parts.execution.channels_last:
             raise torch.OutOfMemoryError("out of memory here")
         return step(parts, raws, number)
 
-    tune.train_step = failing
+    tune.trials.train_step = failing
     said: list[str] = []
     words = [*TINY, "method=simclr", "backbone=shufflenetv2", "precision=fp32", "compile=false", "report=false"]
     parts = build(resolve(words).config, said.append)

@@ -1,7 +1,6 @@
 """Whole runs, as a user starts them."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -148,11 +147,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20,) * 2)
 sslkit.run(method="simclr", backbone="resnet18", data={{"name": "shapes", "n_train": 512, "image_size": 96}},
            batch_size=512, epochs=1, evaluators=[], device="cpu", quiet=True, out={str(tmp_path / "run")!r})
 """
-    # A heap full of holes keeps its addresses: now and then oneDNN, which takes its memory elsewhere, then found none
-    # for the smallest batch, or crashed. Large blocks go back at once.
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert "out of memory at batch_size=512 with images of 96 px; micro_batch=" in last
     fits = int(last.split("micro_batch=")[1].split(" ")[0])

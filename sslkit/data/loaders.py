@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.data.memory import free_memory
+from sslkit.data.free_memory import free_memory
 from sslkit.data.store import Store
 from sslkit.data.threads import core_count, ordered_map
 from sslkit.errors import UserError

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from sslkit.atomic import replacing, write_text
 from sslkit.data.beton import JPEG, RAW, Beton, BetonWriter, Record, encode_jpeg
 from sslkit.data.convert import Fit, to_square
-from sslkit.data.helpers import Helpers
+from sslkit.data.processes import Processes
 from sslkit.data.progress import Report
 from sslkit.data.source import RAW_UP_TO, Images, Mode
 from sslkit.data.store import Store, sidecar
@@ -118,8 +118,8 @@ def _prepared(
     chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size)))
     parts = (images.part(range(start, min(start + chunk, total))) for start in range(0, total, chunk))
     pillow = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
-    with Helpers(workers) as helpers:
-        many = partial(helpers.call, _prepare_part, prepare, pillow)
+    with Processes(workers) as processes:
+        many = partial(processes.call, _prepare_part, prepare, pillow)
         for records in ordered_map(many, parts, workers, ahead=2 * workers):
             yield from records
 

@@ -2,7 +2,7 @@
 
 Threads and not processes: JPEG decoding, resampling and copying release the interpreter lock, so threads
 keep every core busy, and there is nothing to fork beside a live CUDA context, to pickle, or to find room
-for in /dev/shm. Where it is Python itself that takes the time, as for many small files, `helpers` are processes.
+for in /dev/shm. Where it is Python itself that takes the time, as for many small files, there is `processes.py`.
 """
 
 import os

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sslkit import distributed
-from sslkit.data import memory
+from sslkit.data import free_memory
 
 MIB = 1 << 20
 CPU = torch.device("cpu")
@@ -13,8 +13,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine with 1,000 MiB to be had; returns a function that puts a file into its /proc or /sys/fs/cgroup."""
-    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(free_memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(free_memory, "GROUPS", tmp_path / "cgroup")
 
     def put(name, text):
         file = tmp_path / name
@@ -28,22 +28,22 @@ def machine(tmp_path, monkeypatch):
 def limit(put, group, most, now, unused=0):
     """In MiB. A group of version 1 lies below memory/."""
     first = group.startswith("memory")
-    names = memory.V1 if first else memory.V2
+    names = free_memory.V1 if first else free_memory.V2
     put(f"cgroup/{group}/{names[0]}", f"{most if most == 'max' else most * MIB}\n")
     put(f"cgroup/{group}/{names[1]}", f"{now * MIB}\n")
     put(f"cgroup/{group}/memory.stat", f"anon 5\n{names[2]} {unused * MIB}\n")
 
 
 def test_this_machine_has_some():
-    assert MIB < memory.free_memory(CPU) < 1 << 50
+    assert MIB < free_memory.free_memory(CPU) < 1 << 50
 
 
 def test_without_limits_it_is_the_machines(machine):
-    assert memory.free_memory(CPU) == 1000 * MIB
+    assert free_memory.free_memory(CPU) == 1000 * MIB
     machine("proc/self/cgroup", "4:memory:/\n0::/\n")
     limit(machine, "memory", 1 << 40, 10)
     limit(machine, ".", "max", 10)
-    assert memory.free_memory(CPU) == 1000 * MIB
+    assert free_memory.free_memory(CPU) == 1000 * MIB
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_without_limits_it_is_the_machines(machine):
 def test_the_limit_of_any_group_around_the_process_counts(machine, listed, group):
     machine("proc/self/cgroup", listed + "\n")
     limit(machine, group, 500, 300)
-    assert memory.free_memory(CPU) == 200 * MIB
+    assert free_memory.free_memory(CPU) == 200 * MIB
     limit(machine, group, 500, 300, unused=150)
-    assert memory.free_memory(CPU) == 350 * MIB, "pages of files make room"
+    assert free_memory.free_memory(CPU) == 350 * MIB, "pages of files make room"
     limit(machine, group, 500, 600)
-    assert memory.free_memory(CPU) == 0
+    assert free_memory.free_memory(CPU) == 0
 
 
 def test_processes_of_one_machine_share_what_is_free(machine, monkeypatch):
     monkeypatch.setattr(distributed, "local_world", lambda: 8)
-    assert memory.free_memory(CPU) == 125 * MIB
+    assert free_memory.free_memory(CPU) == 125 * MIB

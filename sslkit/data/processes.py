@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-SERVE = "from sslkit.data.helpers import serve; serve()"
+SERVE = "from sslkit.data.processes import serve; serve()"
 
 
-class Helpers:
+class Processes:
     """`count` Python processes that call functions for as many threads; a context that ends them."""
 
     def __init__(self, count: int) -> None:
@@ -29,7 +29,7 @@ class Helpers:
         for process in self._all:
             self._idle.put(process)
 
-    def __enter__(self) -> "Helpers":
+    def __enter__(self) -> "Processes":
         return self
 
     def __exit__(self, *_: Any) -> None:

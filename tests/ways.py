@@ -1,0 +1,36 @@
+"""Small runs, and the ways to execute them, for the tests of `execution` and `tune`."""
+
+from itertools import islice
+
+import torch
+
+from sslkit.build import Parts, build
+from sslkit.config import RunConfig
+from sslkit.execution import Execution
+from sslkit.resolve import resolve
+from sslkit.step import train_step
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SETTINGS = {
+    "method": "simclr", "backbone": "shufflenetv2", "data": "shapes", "data.n_train": 32, "data.n_test": 8,
+    "data.image_size": 32, "batch_size": 8, "epochs": 3, "device": "cpu", "evaluators": "[]", "report": "false",
+}  # fmt: skip
+USUAL = Execution()
+FIRST = Execution(channels_last=False)
+HALF = Execution("bf16")
+MIXED = Execution("bf16", depthwise_fp32=True)
+
+
+def config_of(*words: str) -> RunConfig:
+    given = SETTINGS | dict(word.split("=") for word in words)
+    return resolve([f"{key}={value}" for key, value in given.items()]).config
+
+
+def built(*words: str, say=print) -> Parts:
+    return build(config_of(*words), say)
+
+
+def stepped(parts: Parts, count: int = 1) -> list[float]:
+    """Losses of the first steps."""
+    batches = parts.loader.epoch(0)
+    return [float(train_step(parts, list(islice(batches, 1)), step)["loss"]) for step in range(count)]
