@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import sslkit
-from sslkit import atomic
-from sslkit.runs import environment
+from sslkit.machine import atomic
+from sslkit.machine.environment import environment
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"kernels": "plain", "precision": "fp32", "compile": False},

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sslkit import atomic, hookimpl
+from sslkit import hookimpl
+from sslkit.machine import atomic
 
 IMAGES = 10_000
 TEST_IMAGES = 5_000
@@ -75,7 +76,7 @@ def write_folder(cifar: Path, folder: Path) -> None:
 
 def compete(folder: Path, seconds: float, seed: int) -> dict:
     """Speed in turns, then accuracy in the same time."""
-    from sslkit.runs import environment, package_version
+    from sslkit.machine.environment import environment, package_version
 
     speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     for _ in range(ROUNDS):
@@ -172,8 +173,8 @@ def lightly(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module
     import torchvision
     from lightly.data import LightlyDataset
     from lightly.transforms import SimCLRTransform
+    from sslkit_bench import lightly_peer
 
-    from sslkit.bench import lightly_peer
     from sslkit.methods.simclr import SimCLR
 
     torch.manual_seed(seed)
@@ -210,9 +211,9 @@ def _timing(began: float, ends: list[float], epochs: int) -> dict:
 
 def judge(backbone: torch.nn.Module, folder: Path) -> dict:
     """The same kNN for both."""
+    from sslkit.config.resolve import resolve
     from sslkit.data import open_stores
-    from sslkit.evaluation import evaluate
-    from sslkit.resolve import resolve
+    from sslkit.evaluation.evaluate import evaluate
 
     # Nothing is trained: any batch will do.
     config = resolve([f"data={folder}", "evaluators=[knn]", "batch_size=2"]).config

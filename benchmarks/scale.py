@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sslkit import atomic
+from sslkit.machine import atomic
 
 WARM, REPEATS = 1, 3
 REAL, FEW = 2048, 96
@@ -74,7 +74,7 @@ def main() -> None:
         return
     if unknown := set(args.only) - set(PARTS):
         parser.error(f"there is no part {min(unknown)!r}; there are {', '.join(PARTS)}")
-    from sslkit.devices import pick_device
+    from sslkit.machine.devices import pick_device
 
     path = args.out / f"scale-{pick_device(args.device).type}.json"
     report = compose(args.only, args.device, args.small, path)
@@ -85,7 +85,7 @@ def main() -> None:
 
 def compose(parts: list[str], device: str, small: bool, path: Path) -> dict[str, Any]:
     """What is measured now, beside the other parts of an earlier report at `path`."""
-    from sslkit.runs import environment
+    from sslkit.machine.environment import environment
 
     before = json.loads(path.read_text()) if path.exists() else {"parts": {}, "environment": {}}
     words = [sys.executable, __file__, "--device", device, *["--small"] * small]
@@ -138,7 +138,7 @@ def by_classes(n: int, at: Setting) -> dict[str, float]:
 def by_data(n: int, at: Setting) -> dict[str, float]:
     """A step, and each loader alone, over an index of n rows."""
     from sslkit.data import ffcv_missing, make_loader
-    from sslkit.data.loaders import Kind
+    from sslkit.data.loaders.base import Kind
 
     parts = training(at)
     kinds: list[Kind] = ["torch"] if ffcv_missing() else ["torch", "ffcv"]
@@ -180,8 +180,8 @@ def by_processes(n: int, at: Setting) -> dict[str, float]:
 
 def training(at: Setting, method: str = "simclr", side: int = SIDE, classes: int = 10) -> Any:
     """The parts of a run, as `sslkit run` would build them."""
-    from sslkit.build import build
-    from sslkit.resolve import resolve
+    from sslkit.config.resolve import resolve
+    from sslkit.training.build import build
 
     words = [*_words(method, packed(at, side, classes), at), "epochs=100"]
     return build(resolve(words).config, lambda text: None)
@@ -215,8 +215,8 @@ def packed(at: Setting, side: int, classes: int) -> Path:
 
 def speed(parts: Any) -> float:
     """Images a second of whole steps."""
-    from sslkit.devices import synchronize
-    from sslkit.step import train_step
+    from sslkit.machine.devices import synchronize
+    from sslkit.training.step import train_step
 
     batches = chain.from_iterable(parts.loader.epoch(epoch) for epoch in count())
     seconds = []
@@ -240,7 +240,7 @@ def _worked() -> float:
 def by_packing(n: int, at: Setting) -> dict[str, float]:
     """JPEG files of about 32 px in 100 folders, packed raw."""
     from sslkit.data import pack
-    from sslkit.data.folder import FileImages
+    from sslkit.data.sources.folder import FileImages
 
     files = at.folder / str(n)
     _write_files(files, n)
@@ -269,8 +269,8 @@ def _write_files(folder: Path, n: int) -> None:
 
 def by_knn(n: int, at: Setting) -> dict[str, float]:
     """Features of noise; memory beside the features, on the CPU or, with CUDA, on the device."""
-    from sslkit.devices import pick_device
-    from sslkit.evaluators import KNN
+    from sslkit.evaluation import KNN
+    from sslkit.machine.devices import pick_device
 
     where = pick_device(at.device)
     bank, queries = (torch.randn(rows, KNN_WIDTH, device=where) for rows in (n, KNN_QUERIES))

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslkit import atomic
-from sslkit.bench.contest import RATIOS
-from sslkit.bench.show import bars, panels, svg_of
-from sslkit.report.figures import PALETTE
+from sslkit_bench.contest import RATIOS
+from sslkit_bench.show import bars, panels, svg_of
+
+from sslkit.machine import atomic
+from sslkit.runs.report.figures import PALETTE
 
 NETWORKS = ("shufflenetv2", "mobilenetv3_large", "squeezenet", "resnet18")
 METHODS = ("simclr", "byol")

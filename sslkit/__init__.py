@@ -7,14 +7,14 @@ backbone = sslkit.load(run.backbone_file)      # nn.Module: [N, 3, H, W] float -
 from typing import TYPE_CHECKING, Any
 
 from sslkit.hookspecs import hookimpl
-from sslkit.lazy import lazy_names
+from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.backbones import create_backbone
     from sslkit.backbones import load_backbone as load
-    from sslkit.config import Config
+    from sslkit.config.base import Config
     from sslkit.errors import UserError
-    from sslkit.runs import Run
+    from sslkit.runs.run import Run
 
 __all__ = ["Config", "Run", "UserError", "__version__", "create_backbone", "hookimpl", "load", "run"]
 
@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 _lazy = lazy_names(
     __name__,
     {
-        "Config": "sslkit.config",
-        "Run": "sslkit.runs",
+        "Config": "sslkit.config.base",
+        "Run": "sslkit.runs.run",
         "UserError": "sslkit.errors",
         "create_backbone": "sslkit.backbones",
         "load_backbone": "sslkit.backbones",
@@ -42,8 +42,8 @@ def run(**settings: Any) -> "Run":
     Settings are those of the command line, nested or dotted: `epochs=5`, `optimizer={"lr": 0.1}`,
     `**{"method.temperature": 0.2}`. `quiet=True` prints nothing. Raises UserError naming every mistake.
     """
-    from sslkit.engine import run_settings
-    from sslkit.progress import Display
+    from sslkit.runs.display import Display
+    from sslkit.training.engine import run_settings
 
     display = Display(quiet=bool(settings.pop("quiet", False)))
     return run_settings({k: str(v) if hasattr(v, "__fspath__") else v for k, v in settings.items()}, display)

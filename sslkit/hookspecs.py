@@ -32,7 +32,7 @@ def register_augmentations(register):
 
 @hookspec
 def register_evaluators(register):
-    """Offer evaluators: register("knn", KNN), a subclass of sslkit.evaluators.Evaluator."""
+    """Offer evaluators: register("knn", KNN), a subclass of sslkit.evaluation.Evaluator."""
 
 
 @hookspec
@@ -42,7 +42,7 @@ def register_datasets(register):
 
 @hookspec
 def register_trackers(register):
-    """Offer trackers: register("tensorboard", TensorBoard), a subclass of sslkit.trackers.Tracker."""
+    """Offer trackers: register("tensorboard", TensorBoard), a subclass of sslkit.runs.trackers.Tracker."""
 
 
 @hookspec

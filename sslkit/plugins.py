@@ -6,7 +6,7 @@ Nothing heavy is imported here. A plugin that fails is told in one line (`proble
 import ast
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -25,9 +25,9 @@ BUILTINS = (
     "sslkit.methods",
     "sslkit.backbones",
     "sslkit.augment",
-    "sslkit.evaluators",
+    "sslkit.evaluation",
     "sslkit.data",
-    "sslkit.trackers",
+    "sslkit.runs.trackers",
 )
 KINDS = ("methods", "backbones", "augmentations", "evaluators", "datasets", "trackers")
 
@@ -255,3 +255,14 @@ def _docstrings(module: str) -> dict[str, str | None]:
         return {}
     named = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     return {node.name: ast.get_docstring(node) for node in named}
+
+
+def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module-level `__getattr__` for `package`: name -> the module that defines it, imported on first use."""
+
+    def __getattr__(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(home[name]), name)
+
+    return __getattr__

@@ -50,7 +50,7 @@ class Forked:
 
 
 def _command_line(folder: str, words: tuple[str, ...], environment: dict[str, str], outputs: list[str]) -> None:
-    from sslkit.cli import main
+    from sslkit.cli.main import main
 
     os.environ.clear()
     os.environ.update(environment)

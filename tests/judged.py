@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from sslkit.data import ArrayImages, pack
-from sslkit.evaluators import Features, Subject
+from sslkit.evaluation import Features, Subject
 
 HOSTILE = ("<script>alert(1)</script>", "$x_1^{", "🐈‍⬛ chat", "n" * 300, 'a "quoted"\nname', "", "猫", "=1+1")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

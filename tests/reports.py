@@ -6,7 +6,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from sslkit.report import write
+from sslkit.runs.report import write
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sslkit import plugins
-from sslkit.config import Choice
+from sslkit.config.base import Choice
 from sslkit.methods import Method, RunInfo
 
 OPTIONS: dict[str, dict[str, Any]] = {

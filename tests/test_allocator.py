@@ -8,8 +8,8 @@ from subprocess import run
 import pytest
 from conftest import ROOT
 
-from sslkit import allocator
-from sslkit.allocator import freed_memory
+from sslkit.machine import allocator
+from sslkit.machine.allocator import freed_memory
 
 needs_glibc = pytest.mark.skipif(not sys.platform.startswith("linux") or allocator._glibc() is None, reason="no glibc")
 # Blocks above 32 MB, which glibc would return at once; in a process of its own, whose heap has no gaps of that size.

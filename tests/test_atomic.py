@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from sslkit import atomic
-from sslkit.config import RunConfig
-from sslkit.runs import Checkpoint, Run
+from sslkit.config.run import RunConfig
+from sslkit.machine import atomic
+from sslkit.runs.checkpoint import Checkpoint
+from sslkit.runs.run import Run
 
 
 def folder(path, text):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit import plugins, tune
+from sslkit import plugins
 from sslkit.augment import Views, cpu, views
+from sslkit.training import tune
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
 RECIPES = ["simclr", "byol", "mocov2", "small", "beasse", "weak", "digits", "none"]

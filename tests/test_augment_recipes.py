@@ -27,8 +27,8 @@ from sslkit.augment import (
     SmallViews,
     Views,
 )
+from sslkit.config.layers import Mistakes, nest, parse_words
 from sslkit.errors import UserError
-from sslkit.settings import Mistakes, nest, parse_words
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
 NAMES = [c.name for c in plugins.components("augmentations") if c.distribution == "sslkit"]

@@ -19,7 +19,7 @@ from sslkit import plugins
 from sslkit.backbones import BackboneConfig, create_backbone, load_backbone, load_weights, save_backbone, takes
 from sslkit.backbones.shuffle import OnePassResidual
 from sslkit.backbones.stems import dry_run, reductions, total_stride
-from sslkit.config import Choice
+from sslkit.config.base import Choice
 from sslkit.errors import UserError
 from sslkit.hookspecs import hookimpl
 

@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from rich.console import Console
+from sslkit_bench import clock, contest, peers, show
+from sslkit_bench.clock import Contestant, Protocol, paired, summary, take_turns, turn
+from sslkit_bench.contestants import STAGES, Stages, Step, Views, bounded, first_batch
 
-from sslkit import tune
-from sslkit.bench import clock, contest, peers, show
-from sslkit.bench.clock import Contestant, Protocol, paired, summary, take_turns, turn
-from sslkit.bench.contestants import STAGES, Stages, Step, Views, bounded, first_batch
-from sslkit.build import build
+from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
-from sslkit.resolve import resolve
+from sslkit.training import tune
+from sslkit.training.build import build
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
@@ -325,7 +325,7 @@ def test_peers_that_cannot_do_the_same_are_said_not_to(tmp_path):
 @pytest.mark.parametrize("method", ["simclr", "byol", "mocov2"])
 def test_lightly_trains_on_the_run_s_images(method, tmp_path):
     pytest.importorskip("lightly", reason="lightly is in the extra bench")
-    from sslkit.bench import lightly_peer
+    from sslkit_bench import lightly_peer
 
     more = ["method.queue=16"] if method == "mocov2" else []
     parts = parts_of(f"method={method}", f"augment={method}", "method.hidden=32", "optimizer.name=sgd", *more)
@@ -362,7 +362,7 @@ def states(workers):
 
 def test_lightly_s_transforms_have_the_recipe_s_settings():
     pytest.importorskip("lightly")
-    from sslkit.bench.lightly_peer import transform_like
+    from sslkit_bench.lightly_peer import transform_like
 
     transform, likeness = transform_like(parts_of("augment=byol", "augment.solarize.p=[0,0.2]"))
     assert likeness == "the run's settings"
@@ -378,7 +378,7 @@ def test_lightly_s_transforms_have_the_recipe_s_settings():
 
 @pytest.mark.parametrize("augment", ["simclr", "byol", "digits", "none"])
 def test_others_views_have_the_shape_and_scale_of_ours(augment):
-    from sslkit.bench.views_peers import Kornia, Pictures, torchvision_transform
+    from sslkit_bench.views_peers import Kornia, Pictures, torchvision_transform
 
     parts = parts_of(f"augment={augment}", "data=shapes", "data.n_train=64", "data.image_size=32", "batch_size=32")
     raw = first_batch(parts)
@@ -468,7 +468,7 @@ def test_no_memory_is_the_run_s_own_mistake(monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("sslkit.bench.contestants.train_step", fail)
+    monkeypatch.setattr("sslkit_bench.contestants.train_step", fail)
     with pytest.raises(UserError, match=r"out of memory at batch_size=8.*micro_batch=4 fits"):
         contest.bench(resolve(WORDS), Protocol(repeats=1), ())
 

@@ -4,7 +4,7 @@ import kornia.color
 import pytest
 import torch
 
-from sslkit.colour import ab_bin, ab_bins, ab_table, lightness_bin, rgb_to_lab
+from sslkit.nn.colour import ab_bin, ab_bins, ab_table, lightness_bin, rgb_to_lab
 
 PTS_IN_HULL = {
     -90: (50, 90), -80: (20, 90), -70: (0, 90), -60: (-20, 90), -50: (-30, 100), -40: (-40, 100), -30: (-50, 100),

@@ -8,11 +8,11 @@ import re
 import pytest
 from rich.console import Console
 
-from sslkit import compare
-from sslkit.compare import as_csv, as_json, as_latex, as_markdown, as_table, table
+from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
-from sslkit.resolve import resolve
-from sslkit.runs import Run
+from sslkit.runs import compare
+from sslkit.runs.compare import as_csv, as_json, as_latex, as_markdown, as_table, table
+from sslkit.runs.run import Run
 
 
 def make(path, records=(), epochs=None, **derived):
@@ -78,7 +78,7 @@ def test_paths_are_runs_and_the_random_initialisation_counts_where_it_is_all(tmp
 
 def test_data_in_a_folder_goes_by_the_folder_s_name(tmp_path):
     (tmp_path / "photos").mkdir()
-    run = Run.create(resolve([f"data={tmp_path / 'photos'}", f"out={tmp_path / 'r'}"], new=False))
+    run = Run.create(resolve([f"data={tmp_path / 'photos'}", f"out={tmp_path / 'r'}"]))
     assert table([run])[0]["data"] == "photos"
 
 

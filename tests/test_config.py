@@ -6,8 +6,8 @@ import sys
 import pytest
 import yaml
 
+from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
-from sslkit.resolve import resolve
 
 
 def mistakes(*words, recipe=None):
@@ -134,7 +134,9 @@ def test_wrong_values_of_the_command_line_are_told_by_their_word():
     assert "optimizer.lr: '[1' is not a value; quote it" in mistakes("optimizer.lr=[1")
 
 
-@pytest.mark.parametrize("module", ["sslkit", "sslkit.cli", "sslkit.settings", "sslkit.recipes", "sslkit.listing"])
+@pytest.mark.parametrize(
+    "module", ["sslkit", "sslkit.cli.main", "sslkit.config.layers", "sslkit.config.recipes", "sslkit.cli.tables"]
+)
 def test_what_the_command_line_needs_first_imports_neither_torch_nor_pydantic(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'pydantic'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -144,7 +146,7 @@ def test_what_the_command_line_needs_first_imports_neither_torch_nor_pydantic(mo
 def test_names_and_paths_stay_as_they_are_written(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    config = resolve([f"out={name}", f"data={name}"], new=False).config
+    config = resolve([f"out={name}", f"data={name}"]).config
     assert str(config.out) == name
     assert config.data.options.root == tmp_path / name
     assert resolve(["out=null", "epochs=010"]).config.out is None

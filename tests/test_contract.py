@@ -13,12 +13,12 @@ from small import OPTIONS
 from torch import Tensor, nn
 
 from sslkit import plugins, testing
-from sslkit.config import Config as Settings
+from sslkit.config.base import Config as Settings
 from sslkit.data import CIFAR10, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import Evaluator
-from sslkit.losses import full_precision
+from sslkit.evaluation import Evaluator
 from sslkit.methods import Method
+from sslkit.nn.losses import full_precision
 
 
 def registered(kind: str) -> list[str]:

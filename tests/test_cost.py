@@ -11,10 +11,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from sslkit import devices, energy
 from sslkit.backbones import create_backbone, save_backbone
-from sslkit.config import Carbon
-from sslkit.evaluators.cost import Cost, flops, megabytes, timings
+from sslkit.backbones.flops import flops
+from sslkit.config.carbon import Carbon
+from sslkit.evaluation.evaluators.cost import Cost, megabytes, timings
+from sslkit.machine import devices
+from sslkit.runs import energy
 from sslkit.testing import TinyBackbone
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -234,7 +236,7 @@ def test_measured_energy_goes_before_an_estimate(clock, monkeypatch, device, kwh
     found = SimpleNamespace(cpu_energy=0.02, ram_energy=0.01, gpu_energy=0.1)
     gauge = SimpleNamespace(stop=lambda: None, final_emissions_data=found)
     monkeypatch.setattr(energy, "_gauge", lambda device, processes: gauge)
-    monkeypatch.setattr("sslkit.meter.peak_memory", lambda device: 2.0)
+    monkeypatch.setattr("sslkit.machine.memory.peak_memory", lambda device: 2.0)
     monkeypatch.setattr(energy, "_uuid", lambda device: "GPU-1")
     run = FakeRun(intensity=1000, pue=2)
     with energy.recorded(run, device):

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from sslkit.config import Choice
+from sslkit.config.base import Choice
 from sslkit.data import ArrayImages, Packed, Store, open_stores, pack
-from sslkit.data.beton import JPEG, RAW, Beton, BetonWriter, Record, decode_jpeg, encode_jpeg
+from sslkit.data.packing.beton import JPEG, RAW, Beton, BetonWriter, Record, decode_jpeg, encode_jpeg
 from sslkit.errors import UserError
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="FFCV is not installed")
@@ -157,7 +157,7 @@ def test_a_damaged_record_is_named_by_its_row(tmp_path):
 
 @needs_ffcv
 def test_jpegs_decode_bit_for_bit_as_in_ffcv():
-    from sslkit.data.loaders import import_ffcv
+    from sslkit.data.loaders.ffcv import import_ffcv
 
     import_ffcv()
     from ffcv.libffcv import imdecode
@@ -173,7 +173,7 @@ def test_jpegs_decode_bit_for_bit_as_in_ffcv():
 @needs_ffcv
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_ffcv_reads_what_we_write(tmp_path, os_cache):
-    from sslkit.data.loaders import _COMPILED, import_ffcv
+    from sslkit.data.loaders.ffcv import _COMPILED, import_ffcv
 
     import_ffcv()
     from ffcv.fields.decoders import SimpleRGBImageDecoder

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sslkit import distributed
-from sslkit.data import free_memory
+from sslkit.machine import distributed
+from sslkit.machine import memory as free_memory
 
 MIB = 1 << 20
 CPU = torch.device("cpu")

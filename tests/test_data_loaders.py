@@ -12,7 +12,7 @@ import torch
 from held import private_bytes
 
 from sslkit.data import ArrayImages, Shapes, in_order, make_loader, pack
-from sslkit.data import loaders as module
+from sslkit.data.loaders import make as module
 from sslkit.errors import UserError
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="FFCV is not installed")

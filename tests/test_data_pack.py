@@ -13,10 +13,11 @@ from conftest import ROOT
 from held import private_bytes
 from PIL import Image, ImageFile
 
-from sslkit.data import ArrayImages, Folder, Images, Store, pack, packing
-from sslkit.data.convert import to_square
-from sslkit.data.folder import FileImages
-from sslkit.data.processes import Processes
+from sslkit.data import ArrayImages, Folder, Images, Store, pack
+from sslkit.data.packing import pack as packing
+from sslkit.data.packing.convert import to_square
+from sslkit.data.packing.processes import Processes
+from sslkit.data.sources.folder import FileImages
 from sslkit.data.threads import ordered_map
 from sslkit.errors import UserError
 

@@ -6,10 +6,10 @@ from PIL import Image
 from sources import cifar10_files, cifar_records, mistakes, source, write_all
 
 from sslkit import plugins
+from sslkit.config.resolve import resolve
 from sslkit.data import STL10, Digits, Folder, Packed, Shapes, pack
 from sslkit.data.split import stratified_split
 from sslkit.errors import UserError
-from sslkit.resolve import resolve
 
 
 def save(path, width=40, height=40, colour=(200, 30, 30)):
@@ -295,6 +295,6 @@ def test_paths_pick_their_data_set(tmp_path):
         ("photos", "folder"),
         ("x.beton", "beton"),
     ]:
-        resolved = resolve([f"data={tmp_path / path}", "evaluators=[]"], new=False)
+        resolved = resolve([f"data={tmp_path / path}", "evaluators=[]"])
         assert resolved.config.data.name == name
         assert resolved.config.data.options.root == tmp_path / path

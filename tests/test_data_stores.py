@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslkit.config import Choice
+from sslkit.config.base import Choice
 from sslkit.data import Digits, Folder, Packed, Shapes, open_stores, pack_source
 from sslkit.data.split import stratified_split
 from sslkit.errors import UserError

@@ -10,14 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 import sslkit
-from sslkit.build import build
-from sslkit.data import Shapes, loaders, make_loader, pack, workers
-from sslkit.data.threads import core_count
-from sslkit.engine import resume
+from sslkit.config.resolve import resolve
+from sslkit.data import Shapes, make_loader, pack
+from sslkit.data.loaders import make as loaders
+from sslkit.data.loaders import workers
 from sslkit.errors import UserError
-from sslkit.progress import Display
-from sslkit.resolve import resolve
-from sslkit.tune.timings import Timing, key_of, remembered_in
+from sslkit.machine.environment import core_count
+from sslkit.runs.display import Display
+from sslkit.training.build import build
+from sslkit.training.engine import resume
+from sslkit.training.tune.timings import Timing, key_of, remembered_in
 
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="FFCV is not installed")
 STREAMING = ["torch", pytest.param("ffcv", marks=needs_ffcv)]

@@ -16,12 +16,14 @@ from forked import Forked
 from safetensors.torch import load_file, save_file
 from small import backbone_for, make, same, without_batch_norm
 
-from sslkit import distributed, plugins, tune
-from sslkit.build import build
+from sslkit import plugins
+from sslkit.config.resolve import resolve
+from sslkit.machine import distributed
 from sslkit.methods import Batch, Method, RunInfo
-from sslkit.resolve import resolve
-from sslkit.runs import Run
+from sslkit.runs.run import Run
 from sslkit.testing import in_two_processes
+from sslkit.training import tune
+from sslkit.training.build import build
 
 IMAGES, SIZE, STEPS = 8, 32, 3
 INFO = RunInfo(images=4 * IMAGES, classes=4, image_size=SIZE)

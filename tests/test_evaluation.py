@@ -12,14 +12,15 @@ from scipy.stats import binomtest
 from torch import nn
 
 import sslkit as library
-from sslkit import checkpoints, evaluation, progress
-from sslkit.config import Choice
+from sslkit.config.base import Choice
 from sslkit.data import ArrayImages, Stores, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import KNN, Evaluator, Subject, cache
-from sslkit.evaluators.base import own_random
-from sslkit.progress import Display
-from sslkit.targets import evaluate_saved
+from sslkit.evaluation import KNN, Evaluator, Subject, cache, checkpoints
+from sslkit.evaluation import evaluate as evaluation
+from sslkit.evaluation.targets import evaluate_saved
+from sslkit.nn.modes import own_random
+from sslkit.runs import display as progress
+from sslkit.runs.display import Display
 from sslkit.testing import TinyBackbone
 
 QUIET = Display(quiet=True)
@@ -353,7 +354,7 @@ def run(tmp_path_factory):
 
 
 def test_every_kept_checkpoint_is_measured_once(run, monkeypatch, capsys):
-    from sslkit.listing import print_courses
+    from sslkit.cli.tables import print_courses
 
     words = ["evaluators=[knn]", "evaluators.knn.k=5"]
     measured = []
@@ -413,7 +414,7 @@ def test_a_damaged_checkpoint_and_something_that_is_no_run_are_told(run, tmp_pat
 
 
 def test_the_saved_head_is_that_of_the_method(run):
-    from sslkit.targets import open_target
+    from sslkit.evaluation.targets import open_target
 
     opened = open_target(run.path, [], QUIET)
     newest, older = opened.saved_head(), opened.saved_head(run.checkpoints[0])

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslkit.backbones import create_backbone
-from sslkit.config import Choice
+from sslkit.config.base import Choice
 from sslkit.data import ArrayImages, Digits, open_stores, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import KNN, MLP, Features, Linear, Subject, accuracy, neighbours
-from sslkit.evaluators.retrieval import Retrieval
+from sslkit.evaluation import KNN, MLP, Features, Linear, Subject, accuracy
+from sslkit.evaluation.evaluators import neighbours
+from sslkit.evaluation.evaluators.retrieval import Retrieval
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

@@ -31,18 +31,21 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from sslkit import testing
-from sslkit.data import ArrayImages, loaders, pack
-from sslkit.data.beton import Beton
-from sslkit.evaluators import KNN, Features, Linear, Subject, embedding, pictures, retrieval
-from sslkit.evaluators import confusion as confusions
-from sslkit.evaluators.confusion import Confusion
-from sslkit.evaluators.embedding import Embedding
-from sslkit.evaluators.images import class_names, features_of_changed, labelled_rows
-from sslkit.evaluators.retrieval import Retrieval
-from sslkit.evaluators.robustness import Robustness
-from sslkit.evaluators.transfer import Transfer
-from sslkit.evaluators.transforms import Transforms, add_noise, grey
-from sslkit.evaluators.transforms import sobel as sobel_filtered
+from sslkit.data import ArrayImages, pack
+from sslkit.data.loaders import make as loaders
+from sslkit.data.packing.beton import Beton
+from sslkit.evaluation import KNN, Features, Linear, Subject
+from sslkit.evaluation.drawing import pictures
+from sslkit.evaluation.drawing.images import class_names, features_of_changed, labelled_rows
+from sslkit.evaluation.evaluators import confusion as confusions
+from sslkit.evaluation.evaluators import embedding, retrieval
+from sslkit.evaluation.evaluators.confusion import Confusion
+from sslkit.evaluation.evaluators.embedding import Embedding
+from sslkit.evaluation.evaluators.retrieval import Retrieval
+from sslkit.evaluation.evaluators.robustness import Robustness
+from sslkit.evaluation.evaluators.transfer import Transfer
+from sslkit.evaluation.evaluators.transforms import Transforms, add_noise, grey
+from sslkit.evaluation.evaluators.transforms import sobel as sobel_filtered
 
 
 @pytest.fixture(scope="module")

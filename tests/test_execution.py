@@ -8,12 +8,14 @@ import torch
 from small import PlainBackbone, make, without_batch_norm
 from ways import CPU, CUDA, FIRST, HALF, MIXED, USUAL, built, config_of, stepped
 
-from sslkit import execution
 from sslkit.augment.views import Views
-from sslkit.build import Parts
-from sslkit.execution import Execution, compiled_candidates, eager_candidates, uncompiled, usual
-from sslkit.meter import Meter
+from sslkit.machine.precision import uncompiled
 from sslkit.methods import RunInfo
+from sslkit.training import execution
+from sslkit.training.execution import Execution, usual
+from sslkit.training.meter import Meter
+from sslkit.training.setup import Parts
+from sslkit.training.tune.candidates import compiled_candidates, eager_candidates
 
 GENTLE = ["tune=off", "optimizer=sgd", "optimizer.lr=0.001"]
 """Adam's first steps make as much of a gradient that is rounding alone as of any other."""

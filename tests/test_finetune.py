@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from sslkit.data import ArrayImages, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import Finetune, Semi, Subject
-from sslkit.evaluators.finetune import balanced_subset
+from sslkit.evaluation import Finetune, Semi, Subject
+from sslkit.evaluation.evaluators.finetune import balanced_subset
 from sslkit.testing import TinyBackbone
 
 QUICK = {"steps": 40, "batch_size": 32, "lr": 1.0}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslkit.health import collapse_warning, effective_rank, feature_std
+from sslkit.nn.health import collapse_warning, effective_rank, feature_std
 
 
 def gaussian(n: int, dim: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 from sslkit.errors import UserError
-from sslkit.evaluators import logistic
+from sslkit.evaluation.evaluators import logistic
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.losses import (
+from sslkit.nn.losses import (
     byol,
     contrastive_health,
     info_nce,
@@ -329,7 +329,7 @@ def test_blocks_of_rows_change_nothing(loss, options, monkeypatch):
     z0, z1 = (torch.randn(9, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     whole = loss(z0, z1, **options)
     grads = torch.autograd.grad(whole, (z0, z1))
-    monkeypatch.setattr("sslkit.losses.BLOCK", 4 * 18)
+    monkeypatch.setattr("sslkit.nn.losses.BLOCK", 4 * 18)
     blocks = loss(z0, z1, **options)
     torch.testing.assert_close(blocks, whole)
     torch.testing.assert_close(torch.autograd.grad(blocks, (z0, z1)), grads)

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from small import FEW_CROPS, NEEDS, OPTIONS
 
 import sslkit as library
-from sslkit import engine, plugins
-from sslkit.progress import Display
+from sslkit import plugins
+from sslkit.runs.display import Display
+from sslkit.training import engine
 
 BACKBONES = [name for name in plugins.names("backbones") if not name.endswith(":")]
 QUICK = {("shufflenetv2", 32), ("vit_tiny", 32)}

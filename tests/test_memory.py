@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sslkit import distributed
-from sslkit.memory import is_out_of_memory, out_of_memory
+from sslkit.machine import distributed
+from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
 
 
 def advice(**settings) -> str:

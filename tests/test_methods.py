@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslkit import losses
 from sslkit.errors import UserError
-from sslkit.heads import ACTIVATIONS, mlp
 from sslkit.methods import BYOL, Batch, Method, MoCoV2, RunInfo, SimCLR
-from sslkit.momentum import cosine_momentum, ema_update, slow_copy
+from sslkit.nn import losses
+from sslkit.nn.heads import ACTIVATIONS, mlp
+from sslkit.nn.momentum import cosine_momentum, ema_update, slow_copy
 from sslkit.testing import TinyBackbone, steps_on
 
 INFO = RunInfo(images=100, classes=0, image_size=16)

@@ -6,11 +6,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit import losses
-from sslkit.config import Optimizer
+from sslkit.config.run import Optimizer
 from sslkit.errors import UserError
 from sslkit.methods import Batch, MoCoV2, RunInfo
-from sslkit.momentum import slow_copy
+from sslkit.nn import losses
+from sslkit.nn.momentum import slow_copy
 from sslkit.testing import TinyBackbone, check_method, in_two_processes
 
 INFO = RunInfo(images=100, classes=0, image_size=32)

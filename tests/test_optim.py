@@ -9,16 +9,11 @@ from safetensors.torch import load, save
 from timm.optim import Lars
 from torch import Tensor, nn
 
-from sslkit import lars
-from sslkit.config import Optimizer
-from sslkit.optim import (
-    known_optimizer,
-    make_optimizer,
-    make_schedule,
-    optimizer_tensors,
-    restore_optimizer,
-    scaled_lr,
-)
+from sslkit.config.run import Optimizer
+from sslkit.training.optim import lars
+from sslkit.training.optim.optimizer import known_optimizer, make_optimizer
+from sslkit.training.optim.schedule import make_schedule, scaled_lr
+from sslkit.training.optim.state import optimizer_tensors, restore_optimizer
 
 
 def settings(**values: object) -> Optimizer:

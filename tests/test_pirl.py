@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.banks import Bank
 from sslkit.errors import UserError
 from sslkit.methods.base import Batch, RunInfo
 from sslkit.methods.pirl import PIRL, nce, shuffled
 from sslkit.methods.transforms import NAMES
+from sslkit.nn.banks import Bank
 from sslkit.testing import TinyBackbone, check_method, steps_on
 
 INFO = RunInfo(images=20, classes=0, image_size=32)

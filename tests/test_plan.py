@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sslkit as library
-from sslkit import plan as planning
+from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
-from sslkit.plan import CONTEXT_GIB, plan
-from sslkit.resolve import resolve
+from sslkit.training import plan as planning
+from sslkit.training.plan import CONTEXT_GIB, plan
 
 WORDS = [
     "method=simclr", "method.hidden=32", "method.dim=16", "backbone=shufflenetv2", "data=shapes", "data.n_train=48",

@@ -15,7 +15,7 @@ from sslkit.methods import Batch, Jigsaw, Method, RandomInit, RotNet, RunInfo, S
 from sslkit.methods.jigsaw import distant_permutations, in_grey, standardised
 from sslkit.methods.patches import gap_size, tile_size, tiles
 from sslkit.methods.rotnet import rotations
-from sslkit.momentum import slow_copy
+from sslkit.nn.momentum import slow_copy
 from sslkit.testing import TinyBackbone, check_method, steps_on
 
 INFO = RunInfo(images=100, classes=3, image_size=32)

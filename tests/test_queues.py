@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.queues import Queue
+from sslkit.nn.queues import Queue
 
 DIM = 4
 

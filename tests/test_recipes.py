@@ -12,9 +12,9 @@ import yaml
 from conftest import ROOT
 
 import sslkit
-from sslkit import recipes
+from sslkit.config import recipes
+from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
-from sslkit.resolve import resolve
 
 TINY = {
     "data": "shapes",
@@ -97,7 +97,7 @@ def test_the_few_that_are_always_trained_are_there():
     ],
 )
 def test_ang_s_table_1(backbone, batch):
-    config = resolve([], f"ang2022-{backbone.replace('_', '-')}-{batch}", new=False).config
+    config = resolve([], f"ang2022-{backbone.replace('_', '-')}-{batch}").config
     assert (config.backbone.name, config.batch_size, config.epochs) == (backbone, batch, 1000)
     assert config.data.flat()["image_size"] == 36
     head = config.method.options
@@ -122,7 +122,7 @@ def test_ang_s_table_1(backbone, batch):
 @pytest.mark.parametrize("method", ["rotnet", "mocov2", "splitbrain", "simclr", "byol"])
 @pytest.mark.parametrize("backbone", SONAWANE)
 def test_sonawane_s_table_1(method, backbone):
-    resolved = resolve([], f"sonawane2021-{method}-{backbone}", new=False)
+    resolved = resolve([], f"sonawane2021-{method}-{backbone}")
     config = resolved.config
     assert (config.method.name, config.backbone.name) == (method, SONAWANE[backbone])
     assert (config.data.name, config.data.flat()["image_size"], config.checkpoint_every) == ("stl10", 96, 5)
@@ -142,7 +142,7 @@ def test_beasse_and_kabouri_s_table_1(depth):
     "backbone", ["mobilenetv2", "mobilenetv3-large", "shufflenetv2", "efficientnet-lite0", "resnet50"]
 )
 def test_mobile_pirl_s_transformations_on_each_backbone(transforms, backbone):
-    config = resolve([], f"kucukkaya-pirl-{transforms}-{backbone}", new=False).config
+    config = resolve([], f"kucukkaya-pirl-{transforms}-{backbone}").config
     expected = {"both": {"rotation", "jigsaw"}}.get(transforms, {transforms})
     assert set(config.method.options.transforms) == expected
     assert config.backbone.name == backbone.replace("-", "_")
@@ -253,7 +253,7 @@ def test_other_images_keep_the_recipe_s_size(tmp_path):
     """The size suits the method and the backbone; what else is said of the recipe's data set is about its files."""
     (tmp_path / "photos").mkdir()
     words = [f"data={tmp_path / 'photos'}"]
-    config = resolve(words, "ang2022-mobilenetv3-large-512", new=False).config
+    config = resolve(words, "ang2022-mobilenetv3-large-512").config
     assert (config.data.name, config.data.flat()["image_size"]) == ("folder", 36)
-    config = resolve([*words, "data.image_size=null"], "ang2022-mobilenetv3-large-512", new=False).config
+    config = resolve([*words, "data.image_size=null"], "ang2022-mobilenetv3-large-512").config
     assert config.data.flat()["image_size"] is None

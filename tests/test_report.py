@@ -20,9 +20,9 @@ from PIL import Image
 from reports import HOSTILE, embedding, lines, make_run, png, record, rich_run, three_runs
 
 from sslkit.errors import UserError
-from sslkit.report import costs, figures, results, write
-from sslkit.report.read import read_run
-from sslkit.report.views import keep_first_views, sheet
+from sslkit.runs.report import costs, figures, results, write
+from sslkit.runs.report.read import read_run
+from sslkit.training.first_views import keep_first_views, sheet
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -336,7 +336,9 @@ def test_the_command_says_where_and_imports_no_torch(tmp_path, sslkit):
     run = make_run(tmp_path / "run")
     done = sslkit("report", str(run))
     assert done.stdout == f"report: {run / 'report.html'}\n"
-    checked = "import sys; from sslkit.report import write; write([sys.argv[1]]); assert 'torch' not in sys.modules"
+    checked = (
+        "import sys; from sslkit.runs.report import write; write([sys.argv[1]]); assert 'torch' not in sys.modules"
+    )
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     subprocess.run([sys.executable, "-c", checked, str(run)], check=True, env=environment, cwd=tmp_path)

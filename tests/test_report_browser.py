@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from reports import HOSTILE, lines, make_run, rich_run, three_runs
 
-from sslkit.report import write
+from sslkit.runs.report import write
 
 CHROMIUM = Path("/usr/bin/chromium")
 

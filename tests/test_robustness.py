@@ -17,8 +17,8 @@ from judged import (
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from sslkit.evaluators import corruptions, logistic
-from sslkit.evaluators.robustness import Robustness
+from sslkit.evaluation.evaluators import corruptions, logistic
+from sslkit.evaluation.evaluators.robustness import Robustness
 
 GENERATOR = torch.Generator()
 

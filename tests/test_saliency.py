@@ -14,8 +14,9 @@ from sslkit import testing
 from sslkit.backbones import create_backbone
 from sslkit.data import ArrayImages, pack
 from sslkit.errors import UserError
-from sslkit.evaluators import Subject, pictures
-from sslkit.evaluators.saliency import (
+from sslkit.evaluation import Subject
+from sslkit.evaluation.drawing import pictures
+from sslkit.evaluation.evaluators.saliency import (
     Saliency,
     _map_and_slopes,
     cam_layer,

@@ -8,12 +8,12 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
+from sslkit_study.search import Outcome, as_csv, as_markdown, draw, matrix, search
 
 from sslkit.errors import UserError
-from sslkit.progress import Display
-from sslkit.runs import Run
-from sslkit.search import Outcome, as_csv, as_markdown, draw, matrix, search
-from sslkit.stopping import Interrupted
+from sslkit.runs.display import Display
+from sslkit.runs.run import Run
+from sslkit.training.stopping import Interrupted
 
 TINY = {
     "data": {"name": "shapes", "n_train": 16, "n_test": 12, "image_size": 32},

@@ -5,11 +5,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from sslkit import losses
+from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo, SimCLR
-from sslkit.momentum import slow_copy
-from sslkit.resolve import resolve
+from sslkit.nn import losses
+from sslkit.nn.momentum import slow_copy
 from sslkit.testing import TinyBackbone, check_method, steps_on
 
 LOSSES = {

@@ -8,11 +8,11 @@ from torch import nn
 
 from sslkit.backbones import BackboneConfig, create_backbone, load_backbone, save_backbone
 from sslkit.backbones.splitnet import SplitNet
-from sslkit.colour import ab_bins, rgb_to_lab
-from sslkit.config import Choice
+from sslkit.config.base import Choice
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo, SplitBrain
 from sslkit.methods.splitbrain import Predictor, classified, rebalancing, shares
+from sslkit.nn.colour import ab_bins, rgb_to_lab
 from sslkit.testing import TinyBackbone, check_backbone, check_method, steps_on
 
 MEAN, STD = (0.1, 0.5, 0.4), (0.2, 0.3, 0.25)

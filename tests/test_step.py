@@ -8,10 +8,11 @@ import torch
 from small import OPTIONS, backbone_for, make, same, without_batch_norm
 
 from sslkit import plugins
-from sslkit.build import Parts, build
+from sslkit.config.resolve import resolve
 from sslkit.methods import Method, RunInfo
-from sslkit.resolve import resolve
-from sslkit.step import _Pieces, train_step
+from sslkit.training.build import build
+from sslkit.training.setup import Parts
+from sslkit.training.step import _Pieces, train_step
 
 COUPLED = [n for n in plugins.names("methods") if plugins.find("methods", n).embed is not Method.embed]
 ALONE = [n for n in plugins.names("methods") if n not in COUPLED]

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from sslkit.stopping import Interrupted, Stopper
+from sslkit.training.stopping import Interrupted, Stopper
 
 
 def raise_signal(signum):

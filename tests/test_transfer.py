@@ -7,8 +7,8 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sslkit.evaluators.finetune import Finetune
-from sslkit.evaluators.transfer import Transfer
+from sslkit.evaluation.evaluators.finetune import Finetune
+from sslkit.evaluation.evaluators.transfer import Transfer
 
 
 @pytest.fixture

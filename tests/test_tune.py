@@ -8,13 +8,13 @@ import pytest
 import torch
 from ways import CUDA, FIRST, HALF, SETTINGS, USUAL, built, stepped
 
-from sslkit import engine, execution, tune
-from sslkit.build import Parts
-from sslkit.execution import Execution
-from sslkit.resolve import resolve
-from sslkit.tune import choose, in_words, timings, trials
-from sslkit.tune.timings import Known, Timing
-from sslkit.tune.trials import Trial
+from sslkit.config.resolve import resolve
+from sslkit.training import engine, execution, tune
+from sslkit.training.execution import Execution
+from sslkit.training.setup import Parts
+from sslkit.training.tune import choose, in_words, timings, trials
+from sslkit.training.tune.timings import Known, Timing
+from sslkit.training.tune.trials import Trial
 
 
 def timing(way: Execution, step: float, first: float | None = None, loss: float = 2.0, error: str = "") -> Timing:
@@ -349,7 +349,7 @@ def test_resume_keeps_what_was_chosen(tmp_path, monkeypatch):
     file.write_text(json.dumps(noted))
     kept: list[Parts] = []
     monkeypatch.setattr(engine, "_train", lambda run, parts, *rest: kept.append(parts))
-    monkeypatch.setattr("sslkit.build.tune", None)
+    monkeypatch.setattr("sslkit.training.build.tune", None)
     engine.resume(out)
     assert kept[0].execution == FIRST
 
@@ -360,7 +360,7 @@ def test_resume_compiles_the_views_if_they_were_and_times_nothing(tmp_path, monk
     file = out / "environment.json"
     noted = json.loads(file.read_text())
     noted["derived"]["execution"] |= {"compiled_views": True, "compile": "graphs"}
-    monkeypatch.setattr("sslkit.build.possible_here", lambda way, device: way)
+    monkeypatch.setattr("sslkit.training.build.possible_here", lambda way, device: way)
     file.write_text(json.dumps(noted))
     kept: list[Parts] = []
     monkeypatch.setattr(engine, "_train", lambda run, parts, *rest: kept.append(parts))

@@ -7,9 +7,9 @@ import torch
 from sslkit import plugins
 from sslkit.backbones import create_backbone, load_backbone, save_backbone
 from sslkit.backbones.vit import ViTConfig
-from sslkit.config import Choice
+from sslkit.config.base import Choice
+from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
-from sslkit.resolve import resolve
 from sslkit.testing import check_backbone
 
 SMALL = {"depth": 2, "heads": 2, "dim": 32}

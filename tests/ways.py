@@ -4,11 +4,12 @@ from itertools import islice
 
 import torch
 
-from sslkit.build import Parts, build
-from sslkit.config import RunConfig
-from sslkit.execution import Execution
-from sslkit.resolve import resolve
-from sslkit.step import train_step
+from sslkit.config.resolve import resolve
+from sslkit.config.run import RunConfig
+from sslkit.training.build import build
+from sslkit.training.execution import Execution
+from sslkit.training.setup import Parts
+from sslkit.training.step import train_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SETTINGS = {

@@ -8,7 +8,7 @@ plain operations of `ops.py`, the reference, or on the CPU by the kernels of `cp
 from typing import TYPE_CHECKING, Any
 
 from sslkit.hookspecs import hookimpl
-from sslkit.lazy import lazy_names
+from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.augment.base import Recipe

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.config import Config as ComponentConfig
+from sslkit.config.base import Config as ComponentConfig
 
 Triple = tuple[float, float, float]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sslkit.augment import ops
 from sslkit.augment.draws import Draws
-from sslkit.config import Config
+from sslkit.config.base import Config
 
 
 def _probability(value: Any) -> Any:

@@ -15,7 +15,7 @@ from sslkit.augment.draws import Dealt, Draws, per_view
 from sslkit.augment.extra import Extra, ExtraSteps
 from sslkit.augment.parameters import Parameters, render_plain
 from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize, boxes_where
-from sslkit.config import Config
+from sslkit.config.base import Config
 
 Kernels = Literal["auto", "plain"]
 

@@ -7,22 +7,24 @@ images, `files.py` writes and reads weights, `layers.py` gives the output of a l
 from typing import TYPE_CHECKING, Any
 
 from sslkit.hookspecs import hookimpl
-from sslkit.lazy import lazy_names
+from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.backbones.build import create_backbone
-    from sslkit.backbones.files import load_backbone, load_weights, save_backbone
-    from sslkit.backbones.settings import BackboneConfig, takes
+    from sslkit.backbones.files import load_backbone, save_backbone
+    from sslkit.backbones.settings import takes
+    from sslkit.backbones.weights import load_weights
+    from sslkit.config.components import BackboneConfig
 
 __all__ = ["BackboneConfig", "create_backbone", "load_backbone", "load_weights", "save_backbone", "takes"]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "BackboneConfig": "sslkit.backbones.settings",
+        "BackboneConfig": "sslkit.config.components",
         "create_backbone": "sslkit.backbones.build",
         "load_backbone": "sslkit.backbones.files",
-        "load_weights": "sslkit.backbones.files",
+        "load_weights": "sslkit.backbones.weights",
         "save_backbone": "sslkit.backbones.files",
         "takes": "sslkit.backbones.settings",
     },

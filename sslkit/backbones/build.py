@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sslkit import plugins
 from sslkit.backbones import stems
-from sslkit.backbones.files import load_weights
-from sslkit.config import Choice, Config, config_class
+from sslkit.backbones.weights import load_weights
+from sslkit.config.base import Choice, Config
+from sslkit.config.components import config_class
 from sslkit.errors import UserError
 
 SMALL = 64

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sslkit import plugins
 from sslkit.backbones.build import create_backbone
-from sslkit.backbones.settings import BackboneConfig, takes
-from sslkit.colour import AB_LIMIT, rgb_to_lab
-from sslkit.config import config_class
+from sslkit.backbones.settings import takes
+from sslkit.config.components import BackboneConfig, config_class
 from sslkit.errors import UserError
+from sslkit.nn.colour import AB_LIMIT, rgb_to_lab
 
 
 class SplitNet(nn.Module):

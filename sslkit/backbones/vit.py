@@ -5,7 +5,8 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from sslkit.backbones.settings import BackboneConfig, takes
+from sslkit.backbones.settings import takes
+from sslkit.config.components import BackboneConfig
 
 
 class ViTConfig(BackboneConfig):

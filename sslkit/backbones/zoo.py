@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from sslkit.backbones.settings import BackboneConfig
 from sslkit.backbones.stems import is_token_net, set_tokens
+from sslkit.config.components import BackboneConfig
 from sslkit.errors import UserError
 
 

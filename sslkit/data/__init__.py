@@ -7,20 +7,24 @@ opens it, and a `Loader` streams shuffled uint8 batches from it.
 from typing import TYPE_CHECKING, Any
 
 from sslkit.hookspecs import hookimpl
-from sslkit.lazy import lazy_names
+from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
-    from sslkit.data.cifar import CIFAR10, CIFAR100
-    from sslkit.data.digits import Digits
-    from sslkit.data.folder import Folder
-    from sslkit.data.loaders import Loader, RawBatch, ffcv_missing, in_order, make_loader
-    from sslkit.data.packed import Packed
-    from sslkit.data.packing import pack
-    from sslkit.data.shapes import Shapes
-    from sslkit.data.source import ArrayImages, Images, Source, cache_dir
-    from sslkit.data.stl10 import STL10
-    from sslkit.data.store import Store
+    from sslkit.data.images import ArrayImages, Images
+    from sslkit.data.loaders.base import Loader, RawBatch
+    from sslkit.data.loaders.ffcv import ffcv_missing
+    from sslkit.data.loaders.make import in_order, make_loader
+    from sslkit.data.packing.pack import pack
+    from sslkit.data.packing.store import Store
+    from sslkit.data.sources.base import Source
+    from sslkit.data.sources.cifar import CIFAR10, CIFAR100
+    from sslkit.data.sources.digits import Digits
+    from sslkit.data.sources.folder import Folder
+    from sslkit.data.sources.packed import Packed
+    from sslkit.data.sources.shapes import Shapes
+    from sslkit.data.sources.stl10 import STL10
     from sslkit.data.stores import Stores, open_stores, pack_source
+    from sslkit.machine.cache import cache_dir
 
 __all__ = [
     "CIFAR10",
@@ -49,26 +53,26 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "ArrayImages": "sslkit.data.source",
-        "CIFAR10": "sslkit.data.cifar",
-        "CIFAR100": "sslkit.data.cifar",
-        "Digits": "sslkit.data.digits",
-        "Folder": "sslkit.data.folder",
-        "Images": "sslkit.data.source",
-        "Loader": "sslkit.data.loaders",
-        "Packed": "sslkit.data.packed",
-        "RawBatch": "sslkit.data.loaders",
-        "STL10": "sslkit.data.stl10",
-        "Shapes": "sslkit.data.shapes",
-        "Source": "sslkit.data.source",
-        "Store": "sslkit.data.store",
+        "ArrayImages": "sslkit.data.images",
+        "CIFAR10": "sslkit.data.sources.cifar",
+        "CIFAR100": "sslkit.data.sources.cifar",
+        "Digits": "sslkit.data.sources.digits",
+        "Folder": "sslkit.data.sources.folder",
+        "Images": "sslkit.data.images",
+        "Loader": "sslkit.data.loaders.base",
+        "Packed": "sslkit.data.sources.packed",
+        "RawBatch": "sslkit.data.loaders.base",
+        "STL10": "sslkit.data.sources.stl10",
+        "Shapes": "sslkit.data.sources.shapes",
+        "Source": "sslkit.data.sources.base",
+        "Store": "sslkit.data.packing.store",
         "Stores": "sslkit.data.stores",
-        "cache_dir": "sslkit.data.source",
-        "ffcv_missing": "sslkit.data.loaders",
-        "in_order": "sslkit.data.loaders",
-        "make_loader": "sslkit.data.loaders",
+        "cache_dir": "sslkit.machine.cache",
+        "ffcv_missing": "sslkit.data.loaders.ffcv",
+        "in_order": "sslkit.data.loaders.make",
+        "make_loader": "sslkit.data.loaders.make",
         "open_stores": "sslkit.data.stores",
-        "pack": "sslkit.data.packing",
+        "pack": "sslkit.data.packing.pack",
         "pack_source": "sslkit.data.stores",
     },
 )
@@ -76,10 +80,10 @@ __getattr__ = lazy_names(
 
 @hookimpl
 def register_datasets(register: Any) -> None:
-    register("digits", "sslkit.data.digits:Digits")
-    register("shapes", "sslkit.data.shapes:Shapes")
-    register("folder", "sslkit.data.folder:Folder")
-    register("beton", "sslkit.data.packed:Packed")
-    register("cifar10", "sslkit.data.cifar:CIFAR10")
-    register("cifar100", "sslkit.data.cifar:CIFAR100")
-    register("stl10", "sslkit.data.stl10:STL10")
+    register("digits", "sslkit.data.sources.digits:Digits")
+    register("shapes", "sslkit.data.sources.shapes:Shapes")
+    register("folder", "sslkit.data.sources.folder:Folder")
+    register("beton", "sslkit.data.sources.packed:Packed")
+    register("cifar10", "sslkit.data.sources.cifar:CIFAR10")
+    register("cifar100", "sslkit.data.sources.cifar:CIFAR100")
+    register("stl10", "sslkit.data.sources.stl10:STL10")

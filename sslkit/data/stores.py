@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from sslkit import plugins
-from sslkit.atomic import recover
-from sslkit.config import Choice
-from sslkit.data.packing import concrete_mode, name_skipped, pack
-from sslkit.data.progress import progress
-from sslkit.data.source import Images, Role, Source, Triple, cache_dir, digest
+from sslkit.config.base import Choice
+from sslkit.data.images import Images, Role, Triple
+from sslkit.data.packing.pack import concrete_mode, name_skipped, pack
+from sslkit.data.packing.progress import progress
+from sslkit.data.packing.store import Store
+from sslkit.data.sources.base import Source
 from sslkit.data.split import stratified_split
-from sslkit.data.store import Store
 from sslkit.errors import UserError
+from sslkit.machine.atomic import recover
+from sslkit.machine.cache import cache_dir, digest
 
 FORMAT = 1
 """Raised when the same settings begin to give other bytes, so that old caches are not taken for new."""

@@ -5,21 +5,13 @@ keep every core busy, and there is nothing to fork beside a live CUDA context, t
 for in /dev/shm. Where it is Python itself that takes the time, as for many small files, there is `processes.py`.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def core_count(workers: int | Literal["auto"] = -1) -> int:
-    """`workers`, or for -1 and auto the cores that this process may use."""
-    if workers != "auto" and workers > 0:
-        return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:

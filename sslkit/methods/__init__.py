@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from sslkit.hookspecs import hookimpl
-from sslkit.lazy import lazy_names
+from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.methods.base import Batch, Method, RunInfo

@@ -5,9 +5,9 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from sslkit.config import Choice, Config
-from sslkit.distributed import gather
+from sslkit.config.base import Choice, Config
 from sslkit.errors import UserError
+from sslkit.machine.distributed import gather
 
 Triple = tuple[float, float, float]
 

@@ -8,11 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit import config, losses
-from sslkit.heads import mlp
-from sslkit.health import feature_std
+from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
-from sslkit.momentum import cosine_momentum, ema_update, slow_copy
+from sslkit.nn import losses
+from sslkit.nn.heads import mlp
+from sslkit.nn.health import feature_std
+from sslkit.nn.momentum import cosine_momentum, ema_update, slow_copy
 
 
 class BYOL(Method):

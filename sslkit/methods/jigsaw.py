@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit import config
 from sslkit.augment.ops import LUMA
-from sslkit.heads import mlp
+from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.methods.patches import GRID, check_tiles, gap_size, tile_size, tiles
+from sslkit.nn.heads import mlp
 
 TILES = GRID * GRID
 FLAT = 1e-4

@@ -6,14 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit import config
-from sslkit.distributed import gather, rank, shared, world
+from sslkit.config import base as config
 from sslkit.errors import UserError
-from sslkit.heads import mlp
-from sslkit.losses import queue_cross_entropy, queue_health, queue_logits
+from sslkit.machine.distributed import gather, rank, shared, world
 from sslkit.methods.base import Batch, Method, RunInfo
-from sslkit.momentum import ema_update, slow_copy
-from sslkit.queues import Queue
+from sslkit.nn.heads import mlp
+from sslkit.nn.losses import queue_cross_entropy, queue_health, queue_logits
+from sslkit.nn.momentum import ema_update, slow_copy
+from sslkit.nn.queues import Queue
 
 
 class MoCoV2(Method):

@@ -7,13 +7,13 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit import config
-from sslkit.banks import Bank
-from sslkit.distributed import shared
-from sslkit.losses import queue_health, queue_logits
+from sslkit.config import base as config
+from sslkit.machine.distributed import shared
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.methods.patches import GRID, gap_size, tile_size, tiles
 from sslkit.methods.transforms import JIGSAW, check_names, transform
+from sslkit.nn.banks import Bank
+from sslkit.nn.losses import queue_health, queue_logits
 
 
 class PIRL(Method):

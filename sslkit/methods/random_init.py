@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sslkit import config
+from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit import config
+from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
 
 

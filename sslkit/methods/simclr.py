@@ -5,10 +5,10 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sslkit import config
-from sslkit.heads import ACTIVATIONS, mlp
-from sslkit.losses import pair_cross_entropy, pair_health, pair_logistic, pair_loss, pair_margin
+from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
+from sslkit.nn.heads import ACTIVATIONS, mlp
+from sslkit.nn.losses import pair_cross_entropy, pair_health, pair_logistic, pair_loss, pair_margin
 
 
 class SimCLR(Method):

@@ -7,13 +7,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit import config, distributed
 from sslkit.backbones.layers import last_map, layer_names, tap
 from sslkit.backbones.splitnet import SplitNet
-from sslkit.colour import L_BINS, ab_bin, ab_bins, ab_table, lightness_bin
-from sslkit.config import Choice
-from sslkit.losses import full_precision
+from sslkit.config import base as config
+from sslkit.config.base import Choice
+from sslkit.machine import distributed
 from sslkit.methods.base import Batch, Method, RunInfo
+from sslkit.nn.colour import L_BINS, ab_bin, ab_bins, ab_table, lightness_bin
+from sslkit.nn.losses import full_precision
 
 PREFIX = "splitbrain:"
 UNIFORM_SHARE = 0.5

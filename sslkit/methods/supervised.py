@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit import config
+from sslkit.config import base as config
 from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Method, RunInfo
 

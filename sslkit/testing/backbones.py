@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.backbones import create_backbone
-from sslkit.config import config_class
+from sslkit.config.components import config_class
 from sslkit.testing.contract import expect, seeded
 from sslkit.testing.modules import check_gradients, restore
 

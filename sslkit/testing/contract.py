@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from sslkit.config import Config, config_class
+from sslkit.config.base import Config
+from sslkit.config.components import config_class
 
 
 def expect(condition: bool, contract: str) -> None:

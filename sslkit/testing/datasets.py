@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sslkit.config import RunConfig
+from sslkit.config.run import RunConfig
 from sslkit.testing.contract import checked_settings, expect
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkit.evaluation import is_accuracy
-from sslkit.evaluators.base import Evaluator, Features, Subject
+from sslkit.evaluation.evaluator import Evaluator
+from sslkit.evaluation.subject import Features, Subject
+from sslkit.runs.records import is_accuracy
 from sslkit.testing.contract import checked_settings, expect, seeded
 from sslkit.testing.examples import example_subject, unlabelled_subject
 
@@ -21,7 +22,7 @@ def check_evaluator(evaluator_class: type[Evaluator], **options: Any) -> None:
     It is given a whole `Subject`: images, TinyBackbone, a projection head, a folder for pictures; and where it needs
     no labels, one without.
     """
-    expect(issubclass(evaluator_class, Evaluator), "an evaluator is a subclass of sslkit.evaluators.Evaluator")
+    expect(issubclass(evaluator_class, Evaluator), "an evaluator is a subclass of sslkit.evaluation.Evaluator")
     config = checked_settings(evaluator_class, options)
     with seeded(0), tempfile.TemporaryDirectory() as folder:
         subject = example_subject(Path(folder))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.data import ArrayImages, Store, pack
-from sslkit.evaluators.base import Features, Subject
+from sslkit.evaluation.subject import Features, Subject
 
 IMAGES = 8
 """Images of a batch."""

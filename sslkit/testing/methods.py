@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from sslkit import plugins
 from sslkit.backbones import create_backbone
-from sslkit.config import Choice, Config, Optimizer, RunConfig, config_class
+from sslkit.config.base import Choice, Config
+from sslkit.config.components import config_class
+from sslkit.config.run import Optimizer, RunConfig
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.testing.contract import checked_settings, expect, seeded
 from sslkit.testing.examples import IMAGES, TinyBackbone, small_images

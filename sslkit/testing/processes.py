@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 IMPORTED = (
-    "sslkit.engine",
+    "sslkit.training.engine",
     "sslkit.testing",
     "torchvision",
     "timm",

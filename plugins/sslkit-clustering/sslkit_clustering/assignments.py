@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.losses import full_precision
+from sslkit.nn.losses import full_precision
 
 
 class Prototypes(nn.Linear):

@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit import config, distributed
-from sslkit.heads import mlp
+from sslkit.config import base as config
+from sslkit.machine import distributed
 from sslkit.methods import Batch, Method, RunInfo
-from sslkit.momentum import cosine_momentum, ema_update, slow_copy
+from sslkit.nn.heads import mlp
+from sslkit.nn.momentum import cosine_momentum, ema_update, slow_copy
 from sslkit_clustering.assignments import Prototypes, swapped_cross_entropy
 
 

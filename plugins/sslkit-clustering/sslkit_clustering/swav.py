@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit import config
-from sslkit.heads import mlp
+from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
-from sslkit.queues import Queue
+from sslkit.nn.heads import mlp
+from sslkit.nn.queues import Queue
 from sslkit_clustering.assignments import Prototypes, sinkhorn, swapped_cross_entropy
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sslkit import plugins
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo
-from sslkit.momentum import slow_copy
+from sslkit.nn.momentum import slow_copy
 from sslkit.testing import TinyBackbone, check_method, in_two_processes, steps_on
 
 IMAGES, LARGE, SMALL = 6, 2, 3

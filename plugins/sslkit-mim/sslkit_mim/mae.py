@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from sslkit import config
+from sslkit.config import base as config
 from sslkit.errors import UserError
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit_mim.decoder import Decoder

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.losses import full_precision
+from sslkit.nn.losses import full_precision
 
 
 def patch_pixels(images: Tensor, size: int, normalise: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.losses import full_precision
+from sslkit.nn.losses import full_precision
 
 NORM_EPSILON = 1e-5
 """Added to the variance by the batch norm of Barlow Twins' official code."""

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit import config
-from sslkit.heads import mlp
+from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
+from sslkit.nn.heads import mlp
 from sslkit_redundancy.losses import vicreg_sum, vicreg_terms
 
 

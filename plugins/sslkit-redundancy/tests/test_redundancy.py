@@ -9,10 +9,10 @@ from sslkit_redundancy.losses import barlow_twins, cross_correlation, vicreg, vi
 from sslkit_redundancy.vicreg import VICReg
 
 from sslkit import plugins
-from sslkit.distributed import gather
 from sslkit.errors import UserError
+from sslkit.machine.distributed import gather
 from sslkit.methods import Batch, RunInfo
-from sslkit.momentum import slow_copy
+from sslkit.nn.momentum import slow_copy
 from sslkit.testing import TinyBackbone, check_method, check_precision, in_two_processes, steps_on
 
 # More images than features and fewer: the sums over the matrices go two ways.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslkit.losses import byol, full_precision
+from sslkit.nn.losses import byol, full_precision
 
 # --- SimSiam ---
 

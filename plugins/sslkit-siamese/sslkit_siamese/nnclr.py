@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit import config
-from sslkit.heads import mlp
-from sslkit.losses import contrastive_health
+from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
-from sslkit.queues import Queue
+from sslkit.nn.heads import mlp
+from sslkit.nn.losses import contrastive_health
+from sslkit.nn.queues import Queue
 from sslkit_siamese.losses import nearest, neighbour_cross_entropy, neighbour_logits, own
 
 
@@ -67,7 +67,7 @@ class NNCLR(Method):
         neighbour_similarity: mean cosine of a view and its neighbour.
         neighbour_agreement: share of images whose two views have the same neighbour; it rises from near 0.
         neighbours_distinct: how many different rows are neighbours, over N; 1/N when collapsed.
-        queue_filled, queue_age: see `sslkit.queues.Queue.health`.
+        queue_filled, queue_age: see `sslkit.nn.queues.Queue.health`.
         """
         z = embeddings["z"].detach().unbind(1)
         p = embeddings["p"].unbind(1)

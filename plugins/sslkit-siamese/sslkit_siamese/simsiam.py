@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit import config
-from sslkit.heads import mlp
-from sslkit.health import feature_std
+from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
+from sslkit.nn.heads import mlp
+from sslkit.nn.health import feature_std
 from sslkit_siamese.losses import negative_cosine
 
 

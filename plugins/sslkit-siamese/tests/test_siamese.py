@@ -10,10 +10,10 @@ from sslkit_siamese.simsiam import SimSiam
 from torch.nn import functional as F
 
 from sslkit import plugins
-from sslkit.distributed import gather
 from sslkit.errors import UserError
+from sslkit.machine.distributed import gather
 from sslkit.methods import Batch, RunInfo
-from sslkit.momentum import slow_copy
+from sslkit.nn.momentum import slow_copy
 from sslkit.testing import TinyBackbone, check_method, check_precision, in_two_processes, steps_on
 
 LOSSES = [negative_cosine, nnclr]

@@ -4,7 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from sslkit.trackers import Metrics, Tracker
+from sslkit.runs.trackers import Metrics, Tracker
 
 if TYPE_CHECKING:
     from sslkit import Run

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslkit.trackers import Metrics, Tracker
+from sslkit.runs.trackers import Metrics, Tracker
 
 if TYPE_CHECKING:
     from sslkit import Run

@@ -4,7 +4,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
-from sslkit.trackers import Metrics, Tracker
+from sslkit.runs.trackers import Metrics, Tracker
 
 if TYPE_CHECKING:
     from sslkit import Run

@@ -7,11 +7,13 @@ from typing import ClassVar
 import pytest
 
 import sslkit as library
-from sslkit import engine, plugins, trackers
+from sslkit import plugins
 from sslkit.errors import UserError
-from sslkit.progress import Display
-from sslkit.stopping import Interrupted
-from sslkit.trackers import Tracker
+from sslkit.runs import trackers
+from sslkit.runs.display import Display
+from sslkit.runs.trackers import Tracker
+from sslkit.training import engine
+from sslkit.training.stopping import Interrupted
 
 TINY = {
     "method": {"name": "simclr", "hidden": 32, "dim": 16},
@@ -53,9 +55,8 @@ class Halfway(Display):
 
 def train_in_two_sessions(folder, name):
     """A run that is stopped within its fourth step and goes on from its third."""
-    from sslkit.resolve import resolve_layers
-    from sslkit.runs import settings_layer
-    from sslkit.settings import Mistakes
+    from sslkit.config.layers import Mistakes, settings_layer
+    from sslkit.config.resolve import resolve_layers
 
     mistakes = Mistakes()
     settings = {k: v for k, v in TINY.items() if k != "quiet"} | {"checkpoint_every": 1, "trackers": [name]}

@@ -1,0 +1,193 @@
+"""The whole measurement: build the run once, let all take turns, and say what came out."""
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sslkit.config.resolve import Resolved
+from sslkit.config.run import RunConfig
+from sslkit.data.loaders.base import RawBatch
+from sslkit.errors import UserError
+from sslkit.machine.allocator import freed_memory
+from sslkit.machine.devices import synchronize
+from sslkit.machine.environment import environment, package_version
+from sslkit.training.build import build
+from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
+from sslkit.training.setup import Parts
+from sslkit_bench import peers
+from sslkit_bench.clock import Contestant, Course, Protocol, paired, summary, take_turns
+from sslkit_bench.contestants import Stages, Step, Views, bounded, first_batch, first_piece
+
+Result = dict[str, Any]
+Only = Literal["training", "views"]
+
+RATIOS = {
+    "step/bound": "the whole step's images/s as a share of the bound's",
+    "step/lightly": "images/s over lightly's",
+    "step/lightly-bfloat16": "images/s over lightly's in bf16",
+    "step/views": "the views' share of a step's time",
+    "views/kornia": "images/s of the views over kornia's",
+    "views/torchvision": "images/s of the views over torchvision's",
+}
+"""What is compared, by images/s, in pairs of one round."""
+
+
+@freed_memory(keep=True)
+def bench(
+    resolved: Resolved,
+    protocol: Protocol,
+    names: tuple[str, ...] = (*peers.TRAINING, *peers.VIEWS),
+    only: Only | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Time the step of a run, its bound, its stages, and `names`, peers of `sslkit_bench.peers`, side by side.
+
+    `only` leaves out training, or all but the views. Writes nothing, apart from packed images into the cache that a
+    run uses too. Returns what is to be kept as JSON: settings, protocol, contestants (seconds a step and images/s with
+    every sample), stages (seconds), ratios (paired by round), absent (peers, and why), device, driver, environment.
+    Raises UserError as the run would, out of memory included, and for devices > 1.
+    """
+    config = resolved.config
+    if config.devices > 1:
+        raise UserError(f"sslkit bench times one process, not devices={config.devices}; leave devices out")
+    parts = build(config.model_copy(update=_to_tune(config, only)), say)
+    raw = first_batch(parts)
+    with tempfile.TemporaryDirectory(prefix="sslkit-bench-") as folder, ExitStack() as stack:
+        wanted = [name for name in names if name in _peers_of(only)]
+        rivals, absent = peers.find(wanted, parts, first_piece(parts, raw), Path(folder))
+        contestants = [*_own(parts, raw, only), *rivals]
+        for contestant in contestants:
+            stack.callback(contestant.close)
+        try:
+            courses, failed = take_turns(contestants, protocol, partial(synchronize, parts.device), say)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(parts, raw, error) from error
+            raise
+    return _described(resolved, parts, protocol, only) | _results(contestants, courses) | {"absent": absent | failed}
+
+
+def _to_tune(config: RunConfig, only: Only | None) -> dict[str, Any]:
+    """How fast training gets here is the question, however short the run."""
+    if config.tune != "auto":
+        return {}
+    # Without training nothing of the network is left open, so that its views alone are tried.
+    network = {"precision": "fp32", "channels_last": True, "compile": config.compile is not False}
+    return {"tune": "always"} | (network if only == "views" else {})
+
+
+def _peers_of(only: Only | None) -> tuple[str, ...]:
+    return {None: (*peers.TRAINING, *peers.VIEWS), "training": peers.TRAINING, "views": peers.VIEWS}[only]
+
+
+def _own(parts: Parts, raw: RawBatch, only: Only | None) -> Iterator[Contestant]:
+    if only != "views":
+        yield Step("step", parts, f"{parts.loader.kind} loader: {parts.loader.why}")
+        yield Step("bound", bounded(parts, raw), "the same network on views that are there already")
+        yield Stages(parts)
+    if only != "training":
+        yield Views(parts, first_piece(parts, raw))
+
+
+def _results(contestants: list[Contestant], courses: dict[str, Course]) -> Result:
+    raced = [contestant for contestant in contestants if contestant.name in courses]
+    rates = {c.name: [c.images / s for s in courses[c.name].seconds] for c in raced}
+    pairs = [(name, *name.split("/"), means) for name, means in RATIOS.items()]
+    return {
+        "contestants": {c.name: _figures(c, courses[c.name], rates[c.name]) for c in raced if c.name != "stages"},
+        "stages": next((_stages(c, courses[c.name]) for c in raced if isinstance(c, Stages)), {}),
+        "ratios": {
+            name: {"means": means} | summary(paired(rates[above], rates[below]))
+            for name, above, below, means in pairs
+            if above in rates and below in rates
+        },
+    }
+
+
+def _figures(contestant: Contestant, course: Course, rates: list[float]) -> Result:
+    return {
+        "images_a_step": contestant.images,
+        "steps_a_turn": course.steps,
+        "note": contestant.note,
+        "seconds": summary(course.seconds),
+        "images_per_second": summary(rates),
+    }
+
+
+def _stages(stages: Stages, course: Course) -> Result:
+    notes = stages.notes()
+    return {
+        name: {
+            "in_step": stages.in_step(name),
+            "note": notes.get(name, ""),
+            "steps_a_turn": course.steps,
+            "seconds": summary(course.parts[name]),
+        }
+        for name in stages.measured()
+    }
+
+
+def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only | None) -> Result:
+    config, size, machine = resolved.config, parts.stores.image_size, environment()
+    return {
+        "what": f"{config.method.name}, {config.backbone.name}, {size} px, batch {config.batch_size}",
+        "method": config.method.name,
+        "backbone": config.backbone.name,
+        "image_size": size,
+        "batch_size": config.batch_size,
+        "execution": _way(parts, only),
+        "only": only,
+        "device": parts.device.type,
+        "device_name": _device_name(parts.device, machine),
+        "driver": _driver() if parts.device.type == "cuda" else None,
+        "protocol": _protocol(protocol),
+        "settings": resolved.values,
+        "versions": {name: package_version(name) for name in (*peers.TRAINING, *peers.VIEWS)},
+        "environment": machine,
+    }
+
+
+def _way(parts: Parts, only: Only | None) -> str:
+    """How what is timed is run: the network, or without it the views."""
+    if only != "views":
+        return str(parts.execution)
+    return f"kernels={parts.config.kernels}" + (", compiled" if parts.execution.compiled_views else "")
+
+
+def _protocol(protocol: Protocol) -> Result:
+    return {
+        "warmup": protocol.warmup,
+        "repeats": protocol.repeats,
+        "seconds": protocol.seconds,
+        "words": "one process; rounds in which each contestant has one turn, every second round backwards; a turn is "
+        "one step that is not timed and then steps that are, between synchronisations; a sample is their mean; ratios "
+        "are of one round",
+    }
+
+
+def _device_name(device: torch.device, machine: dict[str, Any]) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{machine['cpu']}, {machine['threads']} threads" if device.type == "cpu" else device.type
+
+
+def _driver() -> str | None:
+    """Version of the NVIDIA driver; None where it does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.splitlines()[0].strip() if told.strip() else None
+
+
+def file_stem(result: Result) -> str:
+    """cpu-simclr-shufflenetv2-96"""
+    backbone = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in result["backbone"])
+    return f"{result['device']}-{result['method']}-{backbone}-{result['image_size']}"

@@ -1,0 +1,81 @@
+"""Which others take part, and why the rest does not."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from sslkit import plugins
+from sslkit.data.loaders.base import RawBatch
+from sslkit.errors import UserError, in_one_line
+from sslkit.machine.environment import package_version
+from sslkit.training.setup import Parts
+from sslkit_bench.clock import Contestant, NotTheSame
+
+TRAINING = ("lightly",)
+"""Peers that train, beside the step."""
+VIEWS = ("kornia", "torchvision")
+"""Peers that make views, beside the views alone."""
+INSTALL = {
+    "lightly": 'pip install "sslkit-bench[lightly]"',
+    "kornia": "pip install kornia",
+    "torchvision": "pip install torchvision",
+}
+
+
+def chosen(names: str | None) -> tuple[str, ...]:
+    """Names from the words of `--peers`: those between commas; 'none': no one; None: all there are.
+
+    Raises UserError for another name.
+    """
+    known = (*TRAINING, *VIEWS)
+    if names is None:
+        return known
+    asked = [] if names == "none" else [name.strip() for name in names.split(",")]
+    for name in asked:
+        if name not in known:
+            raise UserError(f"--peers: {name!r} is no peer; {plugins.suggest(name, [*known, 'none'])}")
+    return tuple(name for name in known if name in asked)
+
+
+def find(names: Iterable[str], parts: Parts, raw: RawBatch, folder: Path) -> tuple[list[Contestant], dict[str, str]]:
+    """(those that can take part, {name: why it does not}). Images for them are written into `folder`."""
+    makers: dict[str, Callable[[], Iterator[Contestant]]] = {
+        "lightly": lambda: _lightly(parts, folder),
+        "kornia": lambda: _kornia(parts, raw),
+        "torchvision": lambda: _torchvision(parts, raw),
+    }
+    found: list[Contestant] = []
+    absent: dict[str, str] = {}
+    for name in names:
+        if package_version(name) is None:
+            absent[name] = f"not installed: {INSTALL[name]}"
+            continue
+        try:
+            found += list(makers[name]())
+        except NotTheSame as lack:
+            absent[name] = str(lack)
+        except Exception as error:
+            absent[name] = f"failed: {in_one_line(error)}"
+    return found, absent
+
+
+def _lightly(parts: Parts, folder: Path) -> Iterator[Contestant]:
+    from sslkit_bench.lightly_peer import Lightly, write_folder
+
+    write_folder(parts, folder)
+    yield Lightly(parts, folder)
+    if parts.device.type == "cuda":
+        yield Lightly(parts, folder, torch.bfloat16)
+
+
+def _kornia(parts: Parts, raw: RawBatch) -> Iterator[Contestant]:
+    from sslkit_bench.views_peers import Kornia
+
+    yield Kornia(parts, raw)
+
+
+def _torchvision(parts: Parts, raw: RawBatch) -> Iterator[Contestant]:
+    from sslkit_bench.views_peers import Torchvision
+
+    yield Torchvision(parts, raw)

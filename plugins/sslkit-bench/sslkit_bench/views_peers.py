@@ -1,0 +1,153 @@
+"""The views of a run made by others: a container of kornia, and torchvision's transforms an image at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sslkit.augment.draws import per_view
+from sslkit.augment.extra import build as build_extra
+from sslkit.augment.views import Views
+from sslkit.data.loaders.base import RawBatch
+from sslkit.machine.environment import core_count
+from sslkit.training.setup import Parts
+from sslkit_bench.clock import Contestant, NotTheSame
+from sslkit_bench.workers import Workers
+
+STEPS = ("rotate", "crop", "flip", "jitter", "grayscale", "blur", "solarize")
+"""Of a recipe, in its order."""
+
+
+def steps_of(options: Any, view: int) -> Iterator[tuple[str, Any, float]]:
+    """(name, settings, probability) of the steps that view number `view` takes. Raises NotTheSame."""
+    if not isinstance(options, Views.Config):
+        raise NotTheSame("its recipe is not made of single steps")
+    for name in ("shared", "either"):
+        if getattr(getattr(options, name), "p", getattr(options, name)):
+            raise NotTheSame(f"it has no equal of augment.{name}")
+    for name in STEPS:
+        step = getattr(options, name)
+        p = per_view(step.p, options.views)[view]
+        if name == "crop" and p != 1:
+            raise NotTheSame("it has no equal of a crop that is taken at times")
+        if p:
+            yield name, step, p
+
+
+class Kornia(Contestant):
+    """One AugmentationSequential a view, on the batch of uint8 images that lies on the device."""
+
+    name, foreign = "kornia", True
+
+    def __init__(self, parts: Parts, raw: RawBatch) -> None:
+        options = parts.config.augment.options
+        self.images = len(raw.indices)
+        self.note = f"AugmentationSequential, in batch on {parts.device}"
+        numbers = range(getattr(options, "views", 1))
+        self._containers = [kornia_container(options, n, parts).to(parts.device) for n in numbers]
+        self._raw = raw
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.views()
+
+    def views(self) -> list[Tensor]:
+        """[B, 3, size, size] a view."""
+        images = self._raw.images.float() / 255
+        return [container(images) for container in self._containers]
+
+
+def kornia_container(options: Any, view: int, parts: Parts) -> Any:
+    """View number `view` of the recipe, of images in [0, 1]. Raises NotTheSame."""
+    import kornia.augmentation as kornia
+
+    made: dict[str, Callable[[Any, float, int], Any]] = {
+        "rotate": lambda s, p, _: kornia.RandomAffine(s.degrees, shear=(-s.shear, s.shear), p=p),
+        "crop": lambda s, p, size: kornia.RandomResizedCrop((size, size), s.scale, s.ratio, p=p),
+        "flip": lambda s, p, _: kornia.RandomHorizontalFlip(p=p),
+        "jitter": lambda s, p, _: kornia.ColorJitter(*_strengths(s), p=p),
+        "grayscale": lambda s, p, _: kornia.RandomGrayscale(p=p),
+        "blur": lambda s, p, size: kornia.RandomGaussianBlur((s.kernel_size(size),) * 2, s.sigma, p=p),
+        "solarize": lambda s, p, _: kornia.RandomSolarize((s.threshold, s.threshold), (0.0, 0.0), p=p),
+    }
+    size = parts.stores.image_size
+    steps = [made[name](step, p, size) for name, step, p in steps_of(options, view)]
+    steps += [build_extra(name, given) for step in options.extra for name, given in step.items()]
+    mean, std = torch.tensor(parts.stores.mean), torch.tensor(parts.stores.std)
+    return kornia.AugmentationSequential(*steps, kornia.Normalize(mean, std), data_keys=["input"])
+
+
+class Torchvision(Contestant):
+    """transforms.v2 on one PIL image after another in worker processes, and the batch then sent to the device."""
+
+    name, foreign = "torchvision", True
+
+    def __init__(self, parts: Parts, raw: RawBatch) -> None:
+        options, workers = parts.config.augment.options, core_count(parts.config.workers)
+        self.images, self.least = len(raw.indices), workers
+        self.note = f"transforms.v2 on PIL images from memory, {workers} worker processes"
+        transforms = [torchvision_transform(options, n, parts) for n in range(getattr(options, "views", 1))]
+        pixels = raw.images.permute(0, 2, 3, 1).cpu().numpy()
+        self._workers = Workers(Pictures(pixels, transforms), self.images, workers)
+        self._device = parts.device
+
+    def begin(self) -> None:
+        self._workers.wake()
+
+    def step(self) -> None:
+        for view in next(self._workers):
+            view.to(self._device)
+
+    def end(self) -> None:
+        self._workers.rest()
+
+    def close(self) -> None:
+        self._workers.close()
+
+
+class Pictures(Dataset[list[Tensor]]):
+    """Views of images in memory, uint8 [N, H, W, 3], by one transform of PIL images a view."""
+
+    def __init__(self, pixels: np.ndarray, transforms: list[Any]) -> None:
+        self._pixels, self._transforms = pixels, transforms
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        image = Image.fromarray(self._pixels[index])
+        return [transform(image) for transform in self._transforms]
+
+
+def torchvision_transform(options: Any, view: int, parts: Parts) -> Any:
+    """View number `view` of the recipe, of a PIL image. Raises NotTheSame."""
+    from torchvision.transforms import v2
+
+    def at_times(step: Any, p: float) -> Any:
+        return v2.RandomApply([step], p)
+
+    made: dict[str, Callable[[Any, float, int], Any]] = {
+        "rotate": lambda s, p, _: at_times(v2.RandomAffine(s.degrees, shear=(-s.shear, s.shear)), p),
+        "crop": lambda s, p, size: v2.RandomResizedCrop(size, s.scale, s.ratio),
+        "flip": lambda s, p, _: v2.RandomHorizontalFlip(p),
+        "jitter": lambda s, p, _: at_times(v2.ColorJitter(*_strengths(s)), p),
+        "grayscale": lambda s, p, _: v2.RandomGrayscale(p),
+        "blur": lambda s, p, size: at_times(v2.GaussianBlur(s.kernel_size(size), s.sigma), p),
+        "solarize": lambda s, p, _: v2.RandomSolarize(255 * s.threshold, p),
+    }
+    steps = [made[name](step, p, parts.stores.image_size) for name, step, p in steps_of(options, view)]
+    if options.extra:
+        raise NotTheSame("it has no equal of augment.extra")
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return v2.Compose([*steps, *to_float, v2.Normalize(list(parts.stores.mean), list(parts.stores.std))])
+
+
+def _strengths(jitter: Any) -> tuple[float, float, float, float]:
+    """Brightness, contrast, saturation and hue, the strength multiplied in."""
+    three = (jitter.brightness, jitter.contrast, jitter.saturation)
+    first, second, third = (jitter.strength * value for value in three)
+    return first, second, third, min(0.5, jitter.strength * jitter.hue)

@@ -1,0 +1,25 @@
+"""Count the floating-point operations of a network."""
+
+import torch
+from torch import nn
+
+from sslkit.machine.precision import uncompiled
+from sslkit.nn.modes import eval_mode
+
+
+def flops(net: nn.Module, image_size: int) -> int:
+    """FLOPs of `net` in eval mode for one image of that size, two a multiply-add; `net` is left as it was."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(net.parameters(), torch.empty(0)).device
+    with uncompiled(), eval_mode(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, image_size, image_size, device=device))
+    return counter.get_total_flops()
+
+
+def _flops_or_none(net: nn.Module, image_size: int) -> int | None:
+    """A transformer whose positions are those of another size takes no image of this one."""
+    try:
+        return flops(net, image_size)
+    except (RuntimeError, ValueError, AssertionError):
+        return None

@@ -1,0 +1,79 @@
+"""What this machine offers sslkit, and the exact command for what is missing."""
+
+import os
+import platform
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sslkit import plugins
+from sslkit.data.loaders.ffcv import ffcv_mend
+from sslkit.machine.environment import package_version
+
+
+def print_report() -> None:
+    """One line a fact: Python, torch, device, memory, FFCV, plugins, data caches."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for topic, fact in _facts():
+        table.add_row(Text(topic, style="bold"), Text(fact, overflow="fold"))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    yield "sslkit", package_version("sslkit") or "not installed"
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield from _torch_facts()
+    yield "memory", _memory()
+    yield "ffcv", ffcv_mend() or f"{package_version('ffcv')}, used to read ahead from .beton files"
+    yield from _plugin_facts()
+    yield from _cache_facts()
+
+
+def _torch_facts() -> Iterator[tuple[str, str]]:
+    import torch
+
+    for package in ("torch", "torchvision", "timm", "kornia"):
+        yield package, package_version(package) or "not installed"
+    yield "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(i)
+            yield (
+                f"cuda:{i}",
+                f"{torch.cuda.get_device_name(i)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+            )
+    elif torch.backends.mps.is_available():
+        yield "device", "mps (Apple)"
+    else:
+        yield "device", "cpu: no GPU that this torch can use"
+
+
+def _memory() -> str:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return "not known on this system"
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def _plugin_facts() -> Iterator[tuple[str, str]]:
+    loaded = plugins.host()
+    found = {name: d for name, d in loaded.distributions.items() if name not in plugins.BUILTINS}
+    for name, distribution in found.items():
+        yield "plugin", f"{name} ({distribution} {package_version(distribution) or 'of no known version'})"
+    if not found:
+        yield "plugins", "none installed"
+    for problem in loaded.problems:
+        yield "problem", problem
+
+
+def _cache_facts() -> Iterator[tuple[str, str]]:
+    from sslkit.data import cache_dir
+
+    folder = cache_dir()
+    files = sorted(folder.glob("**/*.beton")) if folder.is_dir() else []
+    size = sum(f.stat().st_size for f in files)
+    yield "data cache", f"{folder}: {len(files)} packed data sets, {size / 2**20:.0f} MiB"

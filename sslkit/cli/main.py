@@ -1,0 +1,235 @@
+"""The command line: parse, one library call, print. Exit status 0 done, 2 the user's mistake, 1 a bug.
+
+Nothing heavy is imported before a command needs it: `sslkit --help` and `sslkit list` know no torch.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslkit import plugins
+from sslkit.errors import UserError
+
+if TYPE_CHECKING:
+    from sslkit.config.resolve import Resolved
+    from sslkit.runs.run import Run
+
+WORDS = click.argument("words", nargs=-1, metavar="[key=value]...")
+
+
+class Group(click.Group):
+    """Turns a UserError into its message, and lets plugins add commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt as stopped:
+            ctx.exit(getattr(stopped, "status", 130))
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sslkit")
+@click.option("--debug", is_flag=True, help="Show the traceback of a mistake too.")
+def cli(debug: bool) -> None:
+    """Pre-train light vision backbones on your own unlabelled images.
+
+    \b
+    sslkit run                                            the demo: BYOL, ShuffleNetV2, handwritten digits
+    sslkit run method=simclr backbone=resnet18 data=photos/
+    sslkit list methods                                   what there is
+    sslkit show methods byol                              what can be set
+    """
+
+
+@cli.command()
+@WORDS
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything and print every setting with its origin; train nothing."
+)
+@click.option("--plan", "only_plan", is_flag=True, help="Time a few steps: what the run would take; train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -> None:
+    """Pre-train: sslkit run [recipe.yaml] [key=value]...
+
+    Keys without a dot belong to the run (method backbone data augment evaluators epochs batch_size ...), dotted
+    ones to what they name (method.temperature=0.2 optimizer.lr=0.1). `sslkit show run` explains every key.
+    recipe=NAME starts from one of `sslkit list recipes`.
+    """
+    from sslkit.training.preflight import resolve_new
+
+    recipe = words[0] if words and "=" not in words[0] else None
+    resolved = resolve_new(words[1:] if recipe else words, recipe)
+    if dry_run:
+        from sslkit.cli.tables import print_origins
+
+        print_origins(resolved)
+        return
+    if only_plan:
+        _print_plan(resolved, as_json)
+        return
+    from sslkit.training import engine
+
+    _conclude(engine.run(resolved))
+
+
+@cli.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--devices", type=click.IntRange(min=1), help="Processes to go on with, if not as many as before.")
+def resume(path: Path, devices: int | None) -> None:
+    """Go on with a run that was stopped, bit for bit as if it had not been."""
+    from sslkit.training import engine
+
+    _conclude(engine.resume(path, devices=devices))
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json", "markdown", "latex"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--sort", metavar="KEY", help="Column to sort by, such as knn/top1 or hours; the best first.")
+def compare(runs: tuple[Path, ...], style: str, sort: str | None) -> None:
+    """Put runs side by side, results beside costs: sslkit compare runs/* --sort knn/top1"""
+    from sslkit.runs.compare import show, table
+
+    show(table(runs, sort), style)
+
+
+@cli.command()
+@click.argument("target", metavar="RUN|FILE|NAME")
+@WORDS
+@click.option("--all-checkpoints", is_flag=True, help="Measure every kept epoch of a run, and draw a picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
+def evaluate(target: str, words: tuple[str, ...], all_checkpoints: bool, as_json: bool) -> None:
+    """Measure a run, a weights file or a plain backbone: sslkit evaluate RUN evaluators=[knn,linear]
+
+    \b
+    sslkit evaluate runs/byol eval_data=photos/           other images than the run's
+    sslkit evaluate timm:resnet18 data=photos/            random weights, unless backbone.pretrained=FILE
+    """
+    from sslkit.runs.display import Display
+
+    display = Display(quiet=as_json)
+    if all_checkpoints:
+        from sslkit.cli.tables import print_courses as show
+        from sslkit.evaluation.checkpoints import evaluate_checkpoints
+
+        records = evaluate_checkpoints(target, words, display)
+    else:
+        from sslkit.cli.tables import print_records as show
+        from sslkit.evaluation.targets import evaluate_saved
+
+        records = evaluate_saved(target, words, display)
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+    else:
+        show(records)
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write, if not report.html.")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page that shows a run, or compares several, and needs no network and no other file.
+
+    That of one run is RUN/report.html, as at the end of training; that of several is report.html in this folder.
+    """
+    from sslkit.runs.report import write
+
+    click.echo(f"report: {write(runs, out)}")
+
+
+@cli.command("list")
+@click.argument("kind", required=False, type=click.Choice([*plugins.KINDS, "recipes"]))
+@click.option("--json", "as_json", is_flag=True, help="Print a list of {name, summary, distribution}.")
+def list_(kind: str | None, as_json: bool) -> None:
+    """Show every method, backbone, augmentation, evaluator and data set, and who brought it; or the recipes."""
+    from sslkit.cli.tables import print_components
+
+    print_components([kind] if kind else list(plugins.KINDS), as_json)
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice([*(k for k in plugins.KINDS if k != "trackers"), "recipes", "run"]))
+@click.argument("name", required=False)
+def show(kind: str, name: str | None) -> None:
+    """Explain one component and its settings: sslkit show methods byol; `sslkit show run` for the run's own.
+
+    `sslkit show recipes NAME` prints a recipe.
+    """
+    from sslkit.cli.tables import print_recipe, print_settings_of
+
+    if kind == "recipes":
+        print_recipe(name)
+    else:
+        print_settings_of(kind, name)
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@WORDS
+@click.option("--role", type=click.Choice(["pretrain", "train", "test"]), default="pretrain", show_default=True)
+def pack(source: str, out: Path, words: tuple[str, ...], role: Any) -> None:
+    """Write images to one .beton file: sslkit pack photos/ photos.beton image_size=96 jpeg_quality=90
+
+    `sslkit show datasets folder` explains the keys.
+    """
+    from sslkit.config.resolve import resolve_data
+    from sslkit.data import pack_source
+    from sslkit.runs.display import Display
+
+    store = pack_source(resolve_data(source, words), out, role, Display().say)
+    size = out.stat().st_size / 2**20
+    click.echo(f"{out}: {len(store)} images of {store.size} px, {size:.1f} MiB, {len(store.skipped)} skipped")
+
+
+@cli.command()
+def doctor() -> None:
+    """Report Python, torch, device, memory, FFCV, plugins and data caches."""
+    from sslkit.cli.doctor import print_report
+
+    print_report()
+
+
+def main() -> None:
+    """Entry point: warn of broken plugins in one line each, add the plugins' commands, go."""
+    plugins.add_commands(cli)
+    for problem in plugins.problems():
+        click.echo(f"warning: {problem}", err=True)
+    cli()
+
+
+def _print_plan(resolved: "Resolved", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from sslkit.runs.display import Display, terminal
+    from sslkit.training.plan import as_table, plan
+
+    found = plan(resolved, Display(quiet=as_json).say)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        terminal().print(as_table(found))
+
+
+def _conclude(run: "Run") -> None:
+    from sslkit.cli.tables import print_outcome
+    from sslkit.training import launch
+
+    if launch.speaks():
+        print_outcome(run)

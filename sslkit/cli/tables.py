@@ -1,0 +1,183 @@
+"""Tables for the terminal: components, settings, origins, and how a run ended."""
+
+import json
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from sslkit import plugins
+from sslkit.config import recipes
+from sslkit.errors import UserError
+from sslkit.runs.display import terminal
+
+if TYPE_CHECKING:
+    from sslkit.config.base import Config
+    from sslkit.config.resolve import Resolved
+    from sslkit.runs.run import Run
+
+
+def print_components(kinds: list[str], as_json: bool) -> None:
+    """Every component of these kinds, or recipe; with `as_json`, a list for one kind and a mapping for several."""
+    rows = {kind: _recipes() if kind == "recipes" else [_row(c) for c in plugins.components(kind)] for kind in kinds}
+    if as_json:
+        click.echo(json.dumps(rows[kinds[0]] if len(kinds) == 1 else rows, indent=2, ensure_ascii=False))
+        return
+    console = terminal()
+    for kind, components in rows.items():
+        table = _table(kind, "summary", "from")
+        for row in components:
+            table.add_row(*map(Text, (row["name"], row["summary"], row["distribution"])))
+        console.print(table)
+
+
+def print_settings_of(kind: str, name: str | None) -> None:
+    """The docstring and the settings of a component, or of the run itself."""
+    from sslkit.config.components import config_class
+    from sslkit.config.run import Optimizer, RunConfig
+
+    console = terminal()
+    if kind == "run":
+        console.print(_settings_table("", RunConfig))
+        console.print(_settings_table("optimizer.", Optimizer))
+        return
+    if name is None:
+        raise UserError(f"which one? There are: {', '.join(plugins.names(kind))}")
+    component = plugins.find(kind, name)
+    console.print(Text(_docstring(component)))
+    section = {"evaluators": f"evaluators.{name}"}.get(kind) or _section(kind)
+    console.print(_settings_table(f"{section}.", config_class(component)))
+
+
+def print_recipe(name: str | None) -> None:
+    """A shipped recipe as it is written."""
+    if name is None:
+        raise UserError("which one? `sslkit list recipes` names them all")
+    click.echo(recipes.text(name), nl=False)
+
+
+def print_origins(resolved: "Resolved") -> None:
+    """Every resolved value, and where it came from."""
+    table = _table("setting", "value", "from")
+    for key, value in resolved.values.items():
+        origin = resolved.origins.get(key, "default")
+        table.add_row(Text(key), Text(json.dumps(value)), Text(origin, style="dim" if origin == "default" else "bold"))
+    terminal().print(table)
+
+
+def print_records(records: list[dict[str, Any]]) -> None:
+    """The results of evaluators, with what they were measured on and how."""
+    from sslkit.runs.display import figures
+
+    table = _table("evaluator", "result", "data", "protocol")
+    for record in records:
+        table.add_row(*map(Text, (record["evaluator"], figures(record), record["data"], record["protocol"])))
+    console = terminal()
+    console.print(table)
+    for record in records:
+        for note in record.get("notes", ()):
+            console.print(Text(f"{record['evaluator']}: {note}"))
+
+
+def print_courses(records: list[dict[str, Any]]) -> None:
+    """Each accuracy after the last epoch, and beside it, named as such, the highest of all epochs."""
+    from sslkit.evaluation.checkpoints import courses
+    from sslkit.runs.display import accuracy
+
+    table = _table("evaluator", "epochs", "last epoch", "maximum over epochs (chosen by test labels)")
+    for course in courses(records):
+        last, best = (f"{accuracy(r, course.figure)} at {r['epoch']}" for r in (course.last, course.best))
+        table.add_row(*map(Text, (f"{course.evaluator} {course.figure}", str(len(course.records)), last, best)))
+    terminal().print(table)
+
+
+def print_outcome(run: "Run") -> None:
+    """Last against first: what pre-training gave over the random initialisation."""
+    from sslkit.runs.display import accuracy
+
+    console = terminal()
+    records = [r for r in run.evaluations if r["during_run"]]
+    table = _table("evaluator", "random init", "pre-trained", "gain")
+    for name in dict.fromkeys(r["evaluator"] for r in records):
+        mine = [r for r in records if r["evaluator"] == name and "top1" in r]
+        if mine and mine[0]["epoch"] == 0 and len(mine) > 1:
+            first, last = mine[0], mine[-1]
+            gain = f"{100 * (last['top1'] - first['top1']):+.1f} points"
+            table.add_row(f"{name} top-1", accuracy(first, "top1"), accuracy(last, "top1"), gain)
+    if table.row_count:
+        console.print(table)
+    console.print(Text(f"run:      {run.path}\nbackbone: {run.backbone_file}"))
+
+
+def _row(component: plugins.Component) -> dict[str, str]:
+    return {
+        "name": component.name,
+        "summary": component.summary,
+        "distribution": component.distribution,
+    }
+
+
+def _recipes() -> list[dict[str, str]]:
+    return [{"name": n, "summary": recipes.summary(n), "distribution": "sslkit"} for n in recipes.names()]
+
+
+def _section(kind: str) -> str:
+    from sslkit.config.layers import SECTIONS
+
+    return next(section for section, owner in SECTIONS.items() if owner == kind)
+
+
+def _docstring(component: Any) -> str:
+    import inspect
+
+    return inspect.getdoc(getattr(component, "func", component)) or ""
+
+
+def _settings_table(prefix: str, config: "type[Config]") -> Table:
+    table = _table("setting", "type", "default", "meaning")
+    for row in _rows(prefix, config):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _rows(prefix: str, config: "type[Config]", defaults: Any = None) -> list[tuple[str, str, str, str]]:
+    from sslkit.config.base import Choice, Config
+
+    rows = []
+    for name, field in config.model_fields.items():
+        default = getattr(defaults, name) if defaults is not None else field.get_default(call_default_factory=True)
+        if isinstance(default, Config) and not isinstance(default, Choice):
+            rows += _rows(f"{prefix}{name}.", type(default), default)
+        else:
+            required = field.is_required() and defaults is None
+            rows.append((prefix + name, _type(field), "" if required else _value(default), field.description or ""))
+    return rows
+
+
+def _value(default: Any) -> str:
+    return json.dumps(default, default=str)
+
+
+def _type(field: Any) -> str:
+    """The annotation in words, with its bounds: `float, > 0`."""
+    text = _type_name(field.annotation)
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = [f"{signs[k]} {getattr(m, k)}" for m in field.metadata for k in signs if hasattr(m, k)]
+    return ", ".join([text, *bounds])
+
+
+def _type_name(annotation: Any) -> str:
+    parts = get_args(annotation)
+    if not parts:
+        return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+    if getattr(annotation, "__origin__", None) is tuple:
+        return f"[{', '.join('...' if p is Ellipsis else _type_name(p) for p in parts)}]"
+    return " | ".join(p if isinstance(p, str) else _type_name(p) for p in parts)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,1 @@
+"""Settings: typed models, `key=value` and YAML merged into one frozen `RunConfig`, every mistake in one message."""

@@ -1,0 +1,159 @@
+"""Settings before they are valid: dotted keys, read from `key=value` words and mappings, in layers that are merged.
+
+Mistakes are collected, so that one message can name them all. Neither torch nor pydantic is imported.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sslkit.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+
+import yaml
+
+SECTIONS = {"method": "methods", "backbone": "backbones", "data": "datasets", "augment": "augmentations"}
+"""Run keys that name a component -> the kind of component; `eval_data` and `evaluators` follow below."""
+TEXT = (*SECTIONS, "eval_data", "out")
+"""Run keys whose values are names and paths, even where YAML reads a number in them."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place: dotted keys and where they were written."""
+
+    origin: str
+    values: dict[str, Any]
+
+
+@dataclass
+class Mistakes:
+    """Collects one line for each mistake; `stop()` raises them all at once."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, key: str, message: str) -> None:
+        self.lines.append(f"{key}: {message}" if key else message)
+
+    def stop(self) -> None:
+        if self.lines:
+            plural = "s" if len(self.lines) > 1 else ""
+            raise UserError(
+                "\n".join([f"{len(self.lines)} mistake{plural} in the settings", *map(_bullet, self.lines)])
+            )
+
+
+def _bullet(line: str) -> str:
+    return "  - " + line
+
+
+def parse_words(words: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
+    """`key=value` words to dotted keys; values are read as YAML, so lists, numbers, true and null work.
+
+    Names and paths stay as they are written: out=1, data=007.
+    """
+    tree: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            mistakes.add("", f"{word!r} is not key=value")
+        elif key in tree:
+            mistakes.add(key, "given twice")
+        else:
+            tree[key] = _parse_value(key, text, mistakes)
+    return flatten(tree, mistakes)
+
+
+def _parse_value(key: str, text: str, mistakes: Mistakes) -> Any:
+    try:
+        value = yaml.safe_load(text) if text else None
+        return value if key not in TEXT or isinstance(value, str | list | Mapping | None) else text
+    except yaml.YAMLError:
+        mistakes.add(key, f"{text!r} is not a value; quote it, as in {key}='\"...\"'")
+        return None
+
+
+def flatten(tree: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
+    """Nested settings to dotted keys: `method: byol` becomes `method.name`, each evaluator `evaluators.<name>`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        section = str(key)
+        if section == "evaluators":
+            flat |= _flatten_evaluators(value, mistakes)
+        elif section in (*SECTIONS, "eval_data", "optimizer") and not isinstance(value, Mapping):
+            flat[f"{section}.name"] = value if value is None else str(value)
+        else:
+            flat |= leaves(section, value)
+    return flat
+
+
+def leaves(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {key: value}
+    return {k: v for name, child in value.items() for k, v in leaves(f"{key}.{name}", child).items()}
+
+
+def _flatten_evaluators(value: Any, mistakes: Mistakes) -> dict[str, Any]:
+    flat: dict[str, Any] = {"evaluators": "replace"}
+    items = [value] if isinstance(value, str) else value or []
+    if isinstance(items, Mapping):
+        items = [{"name": k, **(v or {})} for k, v in items.items()]
+    for item in items if isinstance(items, list) else [None]:
+        options = {"name": item} if isinstance(item, str) else item
+        if not isinstance(options, Mapping) or "name" not in options:
+            mistakes.add("evaluators", "must be a list of names, such as evaluators=[knn,linear]")
+            continue
+        key = f"evaluators.{options['name']}"
+        flat |= {key: True} | leaves(key, {k: v for k, v in options.items() if k != "name"})
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to nested mappings: {"jitter.p": 0.5} becomes {"jitter": {"p": 0.5}}."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = value
+    return tree
+
+
+def merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Later layers win. Naming another component drops the options meant for the one it replaces.
+
+    The image size stays: a recipe chose it for its method and backbone, whatever the images.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for section in (*SECTIONS, "eval_data"):
+            name = layer.values.get(f"{section}.name")
+            if name is not None and name != values.get(f"{section}.name"):
+                values = _without(values, f"{section}.", keep="data.image_size")
+        if "evaluators" in layer.values:
+            values = _without(values, "evaluators.")
+        for key, value in layer.values.items():
+            if key == "evaluators":
+                continue
+            if not key.startswith("evaluators."):
+                values = _without(values, f"{key}.")
+            values[key] = value
+            origins[key] = layer.origin
+    return values, {k: origins[k] for k in values}
+
+
+def _without(values: dict[str, Any], prefix: str, keep: str = "") -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k == keep or not k.startswith(prefix)}
+
+
+def settings_layer(origin: str, settings: dict[str, Any], mistakes: Mistakes) -> Layer:
+    """Keyword settings of the library, nested or dotted, as a layer."""
+    return Layer(origin, flatten(settings, mistakes))

@@ -1,0 +1,230 @@
+"""From layers of settings to one validated, frozen RunConfig; every mistake in one message.
+
+Layers, weakest first: field default, the method's settings, the data set's, recipes, command line.
+Each value remembers which layer it came from.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from sslkit import plugins
+from sslkit.config.base import Choice, Config
+from sslkit.config.components import config_class
+from sslkit.config.layers import SECTIONS, Layer, Mistakes, leaves, merge, nest, parse_words
+from sslkit.config.recipes import with_recipes
+from sslkit.config.run import RunConfig
+from sslkit.errors import UserError
+
+BASE: dict[str, Any] = {
+    "method.name": "byol",
+    "backbone.name": "shufflenetv2",
+    "data.name": "digits",
+    "evaluators.knn": True,
+    "evaluators.linear": True,
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A valid configuration, and where each dotted value came from (`default` where nobody said)."""
+
+    config: RunConfig
+    origins: dict[str, str]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Merged layers as far as they are valid, before the user is told of the mistakes in them."""
+
+    config: RunConfig | None
+    """None where a setting is wrong."""
+    sections: dict[str, Choice | None]
+    """The component of each section; None where it is wrong."""
+    evaluators: tuple[Choice, ...]
+    values: dict[str, Any]
+    """Dotted keys as they were given."""
+    origins: dict[str, str]
+
+    def resolved(self, mistakes: Mistakes) -> Resolved:
+        """The valid configuration. Raises UserError naming every mistake."""
+        mistakes.stop()
+        assert self.config is not None
+        return Resolved(self.config, self.origins, _all_values(self.config))
+
+
+def resolve(words: Iterable[str] = (), recipe: str | Path | None = None) -> Resolved:
+    """The configuration that `sslkit run [recipe] words...` asks for; `recipe` is a name or a path, as in recipe=.
+
+    Raises UserError naming every mistake. What a run about to start needs besides, `preflight` checks.
+    """
+    mistakes = Mistakes()
+    return resolve_layers([words_layer(words, recipe, mistakes)], mistakes)
+
+
+def words_layer(words: Iterable[str], recipe: str | Path | None, mistakes: Mistakes) -> Layer:
+    """The command line as a layer; `recipe` stands for the word recipe=."""
+    values = parse_words(words, mistakes)
+    if recipe is not None:
+        if "recipe" in values:
+            mistakes.add("recipe", "given twice")
+        values["recipe"] = str(recipe)
+    return Layer("command line", values)
+
+
+def resolve_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
+    """Merge layers, and the recipes they name, over the defaults and validate; UserError names every mistake."""
+    return draft_layers(layers, mistakes).resolved(mistakes)
+
+
+def draft_layers(layers: list[Layer], mistakes: Mistakes) -> Draft:
+    """Merge layers, and the recipes they name, over the defaults and validate; every mistake is noted."""
+    layers = [part for layer in layers for part in with_recipes(layer, mistakes)]
+    asked = merge([Layer("default", BASE), *layers])[0]
+    values, origins = merge([Layer("default", BASE), *_advice(asked), *layers])
+    sections = {s: _choice(s, kind, values, mistakes) for s, kind in SECTIONS.items()}
+    if values.get("eval_data.name") is not None:
+        sections["eval_data"] = _choice("eval_data", "datasets", values, mistakes)
+    evaluators = _evaluators(values, mistakes)
+    config = _run_config(values, sections, evaluators, mistakes)
+    return Draft(config, sections, evaluators, values, origins)
+
+
+def resolve_data(source: str, words: Iterable[str]) -> Choice:
+    """The data set that `data=source` means, with its own settings as words: image_size=96."""
+    mistakes = Mistakes()
+    values = {"data.name": source} | {f"data.{k}": v for k, v in parse_words(words, mistakes).items()}
+    choice = _choice("data", "datasets", values, mistakes)
+    for message in choice.options.check() if choice else ():
+        mistakes.add("data", message)
+    mistakes.stop()
+    assert choice is not None
+    return choice
+
+
+def _advice(asked: dict[str, Any]) -> list[Layer]:
+    """The settings that the method and the data set recommend."""
+    method, source = _load("method", asked), _load("data", asked)
+    by_method = {"augment.name": "simclr"} if method is None else {"augment.name": method.augment, **method.defaults}
+    by_data = {} if source is None else source.advice(asked["method.name"])
+    return [
+        Layer(f"method {asked['method.name']}", by_method),
+        Layer(f"data set {asked['data.name']}", by_data),
+    ]
+
+
+def _load(section: str, values: dict[str, Any]) -> Any:
+    """The component class of a section, or None where its name is wrong (told later, by `_choice`)."""
+    try:
+        return _component(section, values.get(f"{section}.name"))[1]
+    except UserError:
+        return None
+
+
+def _component(section: str, name: Any) -> tuple[str, Any, dict[str, Any]]:
+    """(registered name, component, options that the name implies): a path picks the data set that claims it."""
+    kind = SECTIONS.get(section, "datasets")
+    if not isinstance(name, str):
+        raise UserError(f"needs a name; there are: {', '.join(plugins.names(kind))}")
+    if kind == "datasets" and name not in plugins.names(kind):
+        registered = _claimant(name)
+        return registered, plugins.find(kind, registered), {"root": name}
+    return name, plugins.find(kind, name), {}
+
+
+def _claimant(text: str) -> str:
+    path = Path(text).expanduser()
+    if not path.exists():
+        hint = plugins.suggest(text, plugins.names("datasets"))
+        raise UserError(f"{text!r} is neither a path that exists nor a registered data set; {hint}")
+    for name in sorted(plugins.names("datasets"), key=lambda n: n == "folder"):
+        try:
+            if plugins.find("datasets", name).claims(path):
+                return name
+        except UserError:
+            continue
+    raise UserError(f"{text!r} is neither a folder, a .beton file nor a data set that an installed plugin reads")
+
+
+def _choice(section: str, kind: str, values: dict[str, Any], mistakes: Mistakes) -> Choice | None:
+    try:
+        name, component, implied = _component(section, values.get(f"{section}.name"))
+    except UserError as error:
+        mistakes.add(section, str(error))
+        return None
+    given = {k.removeprefix(f"{section}."): v for k, v in values.items() if k.startswith(f"{section}.")}
+    given.pop("name")
+    options = _validate(config_class(component), nest(implied | given), section, mistakes)
+    return None if options is None else Choice(name=name, options=options)
+
+
+def _evaluators(values: dict[str, Any], mistakes: Mistakes) -> tuple[Choice, ...]:
+    keys = [k.removeprefix("evaluators.") for k in values if k.startswith("evaluators.")]
+    chosen = []
+    for name in dict.fromkeys(k.partition(".")[0] for k in keys):
+        section = f"evaluators.{name}"
+        options = {k.removeprefix(f"{name}."): values[f"evaluators.{k}"] for k in keys if k.startswith(f"{name}.")}
+        try:
+            component = plugins.find("evaluators", name)
+        except UserError as error:
+            mistakes.add("evaluators", str(error))
+            continue
+        valid = _validate(config_class(component), nest(options), section, mistakes)
+        if valid is not None:
+            chosen.append(Choice(name=name, options=valid))
+    return tuple(chosen)
+
+
+def _run_config(
+    values: dict[str, Any], sections: dict[str, Choice | None], evaluators: Any, mistakes: Mistakes
+) -> RunConfig | None:
+    owned = tuple(f"{s}." for s in (*SECTIONS, "eval_data", "evaluators"))
+    plain = {k: v for k, v in values.items() if not k.startswith(owned)}
+    if any(choice is None for choice in sections.values()):
+        # Check the rest against stand-ins, so that its mistakes come in the same message.
+        sections = {s: choice or Choice(name="?") for s, choice in sections.items()}
+    return _validate(RunConfig, nest(plain) | sections | {"evaluators": evaluators}, "", mistakes)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def _validate(cls: type[C], options: dict[str, Any], section: str, mistakes: Mistakes) -> C | None:
+    try:
+        return cls.model_validate(options)
+    except ValidationError as error:
+        for line in error.errors():
+            where = [str(part) for part in line["loc"] if not str(part).startswith("function-")]
+            mistakes.add(".".join(filter(None, [section, *where])), _in_words(line, cls, section))
+        return None
+
+
+def _in_words(line: Any, cls: type[Config], section: str) -> str:
+    if line["type"] == "extra_forbidden":
+        return f"unknown; {_suggest_key(cls, [str(p) for p in line['loc']], section)}"
+    message = line["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]} (got {line['input']!r})"
+
+
+def _suggest_key(cls: type[Config], loc: list[str], section: str) -> str:
+    owner: Any = cls
+    for part in loc[:-1]:
+        annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
+        owner = annotation if isinstance(annotation, type) and issubclass(annotation, Config) else owner
+    prefix = ".".join(filter(None, [section, *loc[:-1]]))
+    known = [f"{prefix}.{name}" if prefix else name for name in owner.model_fields]
+    close = get_close_matches(f"{prefix}.{loc[-1]}" if prefix else loc[-1], known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known) or 'no settings here'}"
+
+
+def _all_values(config: RunConfig) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    options = {e["name"]: {k: v for k, v in e.items() if k != "name"} for e in tree["evaluators"]}
+    tree["evaluators"] = list(options)
+    flat = {k: v for key, value in tree.items() for k, v in leaves(key, value).items()}
+    return flat | leaves("evaluators", options)

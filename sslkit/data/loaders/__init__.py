@@ -1,0 +1,1 @@
+"""Shuffled batches of uint8 images on the device."""

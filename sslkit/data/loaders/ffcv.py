@@ -1,0 +1,162 @@
+"""Decode images by FFCV, and the mend where it is missing."""
+
+import contextlib
+import os
+import platform
+import queue
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslkit.data.loaders.base import Loader, _to_device
+from sslkit.data.packing.store import Store
+from sslkit.machine.environment import core_count
+
+
+class FFCV(Loader):
+    """Decoded by FFCV a few batches ahead. It decodes and nothing else: its augmentations write in place."""
+
+    kind = "ffcv"
+
+    @cached_property
+    def _stream(self) -> Any:
+        """Built at the first epoch, for it is built for one number of workers."""
+        return _ffcv_loader(self.store, self.order.batch_size, self.workers)
+
+    def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
+        order = _Fixed(self.store.rows[batches.reshape(-1)])
+        self._stream.traversal_order, self._stream.first_traversal_order = order, order.rows
+        ahead = iter(self._stream)
+        try:
+            for _ in batches:
+                yield _to_device(_next_buffer(ahead), self.device, reused=True)
+        finally:
+            _stop(ahead)
+
+
+class _Fixed:
+    """FFCV's traversal order, reduced to rows that are already chosen."""
+
+    def __init__(self, rows: NDArray[np.int64]) -> None:
+        self.rows = rows
+
+    def sample_order(self, epoch: int) -> NDArray[np.int64]:
+        return self.rows
+
+
+def import_ffcv() -> Any:
+    """FFCV, with its hold on torch's threads loosened. Raises what its import raises.
+
+    Importing it, building a loader and beginning an epoch each call torch.set_num_threads: with 1, then
+    with the number of decoders, once even from a thread. The network would then train on that many.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ffcv.loader
+            from ffcv.pipeline.compiler import Compiler
+    finally:
+        torch.set_num_threads(threads)
+
+    from numba import set_num_threads as set_decoders
+
+    def set_num_threads(cls: Any, n: int) -> None:
+        cls.num_threads = n
+        set_decoders(n)
+
+    Compiler.set_num_threads = classmethod(set_num_threads)
+    return ffcv
+
+
+_COMPILED: list[Any] = []
+"""What numba compiled is never given back: its finalizer prints a traceback when the collector gets there first."""
+
+
+def _ffcv_loader(store: Store, batch_size: int, workers: int) -> Any:
+    import_ffcv()
+    from ffcv.fields.decoders import SimpleRGBImageDecoder
+    from ffcv.loader import Loader as FFCVLoader
+
+    image = store.beton.image_field
+    pipelines = {name: [SimpleRGBImageDecoder()] if name == image else None for name in store.beton.fields}
+    threads = min(workers, core_count())
+    stream = FFCVLoader(str(store.path), batch_size, num_workers=threads, os_cache=True, pipelines=pipelines)
+    _COMPILED.append(stream.code)
+    return stream
+
+
+def _next_buffer(ahead: Any) -> NDArray[np.uint8]:
+    """The next batch of FFCV's iterator; its own `next` waits for ever once its thread has died."""
+    while True:
+        try:
+            result = ahead.output_queue.get(timeout=1)
+        except queue.Empty:
+            if ahead.is_alive() or not ahead.output_queue.empty():
+                continue
+            raise RuntimeError("FFCV's decoding thread has died (its traceback is above); use loader=torch") from None
+        _, (pixels,) = result
+        return pixels
+
+
+def _stop(ahead: Any) -> None:
+    """End FFCV's thread, also in the middle of an epoch: two of them in numba's pool can end the process."""
+    ahead.iter_ixes = iter(())
+    ahead.close()
+    while ahead.is_alive():
+        # It may be waiting for room in its queue, the last time without a limit.
+        with contextlib.suppress(queue.Empty):
+            ahead.output_queue.get(timeout=0.05)
+
+
+def ffcv_missing() -> str | None:
+    """None where FFCV can be used; else why not, and the command that mends it."""
+    try:
+        import_ffcv()
+    except Exception:
+        from sslkit.data.loaders.ffcv import ffcv_mend
+
+        return ffcv_mend()
+    return None
+
+
+LIBRARIES = "libopencv-dev libturbojpeg0-dev pkg-config"
+"""What FFCV compiles against, by Debian's names."""
+
+
+def ffcv_mend() -> str | None:
+    """None where FFCV imports; else why it does not, and the command that mends it."""
+    from sslkit.data.loaders.ffcv import import_ffcv
+
+    try:
+        import_ffcv()
+    except ImportError as error:
+        return f"not installed ({error}); {_install_command()}"
+    except Exception as error:
+        return f"does not import ({type(error).__name__}: {error}); {_install_command()}"
+    return None
+
+
+def _install_command() -> str:
+    pip = 'pip install "sslkit[ffcv]"'
+    if _have_libraries():
+        return f"get it with: {pip}"
+    if shutil.which("apt-get"):
+        sudo = "" if os.geteuid() == 0 else "sudo "
+        return f"get it with: {sudo}apt-get install -y {LIBRARIES} && {pip}"
+    if platform.system() == "Darwin":
+        return f"get it with: brew install opencv jpeg-turbo pkg-config && {pip}"
+    return f"get it with: conda install -c conda-forge opencv libjpeg-turbo pkg-config && {pip}"
+
+
+def _have_libraries() -> bool:
+    command = ["pkg-config", "--exists", "opencv4", "libturbojpeg"]
+    return bool(shutil.which(command[0])) and subprocess.run(command, check=False).returncode == 0

@@ -1,0 +1,1 @@
+"""Pack images once to a .beton file, and open it."""

@@ -1,0 +1,171 @@
+"""Images to one .beton file: decoded, squared and stored once, so that no run decodes a photograph again."""
+
+import errno
+import json
+from collections.abc import Callable, Generator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from sslkit.data.images import RAW_UP_TO, Images, Mode
+from sslkit.data.packing.beton import JPEG, RAW, Beton, BetonWriter, Record, encode_jpeg
+from sslkit.data.packing.convert import Fit, to_square
+from sslkit.data.packing.processes import Processes
+from sslkit.data.packing.progress import Report
+from sslkit.data.packing.store import Store, sidecar
+from sslkit.data.threads import ordered_map
+from sslkit.errors import UserError
+from sslkit.machine.atomic import replacing, write_text
+from sslkit.machine.environment import core_count
+
+APART_FROM = 20_000
+"""Images from which processes are worth the second in which they begin: Python holds up threads on small files."""
+CHUNK, CHUNK_BYTES = 32, 1 << 20
+"""Images that a process takes at a time, and as how much they may come back; one at least."""
+NAMED = 5
+"""Unreadable images that a message names; the file beside the packed one names them all."""
+
+
+def pack(
+    images: Images,
+    path: Path,
+    *,
+    size: int,
+    mode: Mode = "auto",
+    jpeg_quality: int = 92,
+    fit: Fit = "crop",
+    max_skipped: float = 0.05,
+    progress: Report | None = None,
+    workers: int = -1,
+) -> Store:
+    """Write `images` as squares of `size` pixels to `path`, whole or not at all, and open the result.
+
+    The order is kept; unreadable images are left out, and their names and reasons are `Store.skipped`. The
+    same images give the same bytes whatever the number of `workers` (threads, or processes for many files;
+    -1: as many as cores). `progress(done, total)` is called as it goes. Raises UserError when more than the
+    share `max_skipped` of the images is unreadable, when there are none, or when the disk refuses.
+    """
+    mode = concrete_mode(mode, size)
+    prepare = partial(_prepare, size=size, mode=mode, jpeg_quality=jpeg_quality, fit=fit)
+    settings = {"size": size, "mode": mode, "jpeg_quality": jpeg_quality, "fit": fit}
+    if not len(images):
+        raise UserError(f"there are no images to pack into {path}")
+    classes = _class_names(images)
+    try:
+        with replacing(path) as temporary:
+            names, skipped = _write(images, temporary, prepare, size, max_skipped, progress, core_count(workers))
+            mark = Beton(temporary).mark
+            about = {"classes": classes, "settings": settings, "mark": mark, "skipped": skipped, "names": names}
+            # First, so that a packed file never stands without it.
+            write_text(sidecar(path), json.dumps(about, ensure_ascii=False, indent=1) + "\n")
+    except OSError as error:
+        raise _refused(path, error) from error
+    return Store(path)
+
+
+def concrete_mode(mode: Mode, size: int) -> Mode:
+    """raw or jpeg for what may be auto."""
+    if mode != "auto":
+        return mode
+    return "raw" if size <= RAW_UP_TO else "jpeg"
+
+
+def name_skipped(skipped: list[tuple[str, str]]) -> str:
+    """The first few of them, one a line."""
+    lines = [f"  {name}: {reason}" for name, reason in skipped[:NAMED]]
+    return "\n".join(lines + [f"  and {len(skipped) - NAMED} more"] * (len(skipped) > NAMED))
+
+
+def _write(
+    images: Images,
+    path: Path,
+    prepare: Callable[[Images, int], Record | str],
+    size: int,
+    max_skipped: float,
+    progress: Report | None,
+    workers: int,
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """(names of the images written, (name, reason) of those skipped)."""
+    total = len(images)
+    names: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    with open(path, "wb") as file, closing(_prepared(images, prepare, size, workers)) as prepared:
+        # A JPEG of pure noise can be a little larger than its pixels.
+        writer = BetonWriter(file, total, 2 * size * size * 3)
+        for index, record in enumerate(prepared):
+            if isinstance(record, Record):
+                writer.add(record)
+                names.append(images.name(index))
+            else:
+                skipped.append((images.name(index), record))
+                _stop_if_too_many(skipped, index + 1, total, max_skipped)
+            if progress:
+                progress(index + 1, total)
+        writer.finish()
+    return names, skipped
+
+
+def _prepared(
+    images: Images, prepare: Callable[[Images, int], Record | str], size: int, workers: int
+) -> Generator[Record | str, None, None]:
+    """What `prepare` makes of every image, in order, by threads or by processes; few are begun and not yet taken."""
+    total = len(images)
+    if workers == 1 or total < APART_FROM or images.part(range(1)) is None:
+        yield from ordered_map(partial(prepare, images), range(total), workers, ahead=4 * workers)
+        return
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size)))
+    parts = (images.part(range(start, min(start + chunk, total))) for start in range(0, total, chunk))
+    pillow = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    with Processes(workers) as processes:
+        many = partial(processes.call, _prepare_part, prepare, pillow)
+        for records in ordered_map(many, parts, workers, ahead=2 * workers):
+            yield from records
+
+
+def _prepare_part(
+    prepare: Callable[[Images, int], Record | str], pillow: tuple[bool, int | None], part: Images
+) -> list[Record | str]:
+    """In a helper: every image of the part, with Pillow as it is set in the process that asks."""
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = pillow
+    return [prepare(part, index) for index in range(len(part))]
+
+
+def _prepare(images: Images, index: int, *, size: int, mode: Mode, jpeg_quality: int, fit: Fit) -> Record | str:
+    """One image ready to be written, or why it cannot be read."""
+    try:
+        pixels = to_square(images.load(index), size, fit)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Decoders raise anything on damaged files: OSError, SyntaxError, struct.error, zlib.error, ...
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    label = -1 if images.labels is None else int(images.labels[index])
+    if mode == "raw":
+        return Record(RAW, size, size, pixels.tobytes(), label)
+    return Record(JPEG, size, size, encode_jpeg(pixels, jpeg_quality), label)
+
+
+def _stop_if_too_many(skipped: list[tuple[str, str]], seen: int, total: int, max_skipped: float) -> None:
+    if len(skipped) <= max_skipped * total and len(skipped) < total:
+        return
+    raise UserError(
+        f"{len(skipped)} of the first {seen} images (of {total}) are unreadable, "
+        f"more than max_skipped={max_skipped} allows:\n{name_skipped(skipped)}\n"
+        f"remove or repair them, or raise data.max_skipped"
+    )
+
+
+def _class_names(images: Images) -> list[str]:
+    if images.labels is None:
+        return []
+    return list(images.classes) or list(map(str, range(int(np.max(images.labels)) + 1)))
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    if error.errno == errno.ENOSPC:
+        return UserError(f"the disk is full: {path} was not written; make room, or set data.cache or SSLKIT_CACHE")
+    reason = error.strerror or str(error)
+    return UserError(f"{path} cannot be written ({reason}); choose another place: data.cache or SSLKIT_CACHE")

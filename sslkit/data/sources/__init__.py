@@ -1,0 +1,1 @@
+"""Where images come from: folders, packed files and registered data sets."""

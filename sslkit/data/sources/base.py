@@ -1,0 +1,130 @@
+"""What a data set is: a `Source` with settings, which hands out lists of images that are not decoded yet."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from sslkit.config.base import Config
+from sslkit.data.images import RAW_UP_TO, Images, Mode, Role, Triple
+from sslkit.errors import UserError
+
+if TYPE_CHECKING:
+    from sslkit.data.packing.store import Store
+
+
+MEASURED = 64
+"""Images looked at to choose an image size."""
+
+
+class Source:
+    """Base of every data set: settings in, lists of images out."""
+
+    class Config(Config):
+        """What `data.<field>=` accepts."""
+
+        root: Path | None = None
+        """Where the files are; `data=PATH` sets it."""
+        image_size: int | None = Field(None, ge=8, le=2048)
+        """Height and width of a view, in pixels; null: what suits the data (folders: measured, 32 to 224)."""
+        store_size: int | None = Field(None, ge=8, le=4096)
+        """Height and width of a packed image; null: image_size up to 96 px, above it image_size × 8/7."""
+        fit: Literal["crop", "pad", "stretch"] = "crop"
+        """How a picture becomes square: crop keeps the middle, pad adds black, stretch distorts."""
+        mode: Mode = "auto"
+        """raw bytes or jpeg; auto: raw up to 96 px."""
+        jpeg_quality: int = Field(92, ge=1, le=100)
+        """Quality of packed JPEGs (their chroma is stored at half resolution, 4:2:0)."""
+        max_skipped: float = Field(0.05, ge=0, le=1)
+        """Largest share of unreadable images; more stop the run."""
+        cache: Path | None = None
+        """Folder of packed files; null: $SSLKIT_CACHE, or ~/.cache/sslkit."""
+        mean: Triple = (0.485, 0.456, 0.406)
+        """Mean of red, green and blue, 0 to 1, subtracted from the views; default: ImageNet's."""
+        std: Triple = (0.229, 0.224, 0.225)
+        """Standard deviation of red, green and blue, by which the views are divided; default: ImageNet's."""
+
+        @field_validator("root", "cache")
+        @classmethod
+        def _absolute(cls, path: Path | None) -> Path | None:
+            """A run is resumed from any folder, so what its config.yaml keeps must not depend on one."""
+            return path and path.expanduser().absolute()
+
+        @field_validator("std")
+        @classmethod
+        def _positive(cls, std: Triple) -> Triple:
+            if min(std) <= 0:
+                raise ValueError("must be three numbers above 0")
+            return std
+
+        def check(self) -> Iterable[str]:
+            if self.root is not None and not self.root.exists():
+                yield f"{self.root} does not exist; give the path of the images, as in data=photos/"
+
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Run settings that suit the data, as dotted keys: {"augment.name": "small"}."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def advice(cls, method: str) -> dict[str, Any]:
+        """Run settings that suit the data with this method, as dotted keys; `defaults`, whatever the method."""
+        return cls.defaults
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Does this class read what stands at `path`? Decides what `data=PATH` means."""
+        return False
+
+    def count(self) -> int | None:
+        """Number of pre-training images; None where only a download or a decompression would tell."""
+        images = self.images("pretrain")
+        return None if images is None else len(images)
+
+    def images(self, role: Role) -> Images | None:
+        """The images of a role, or None where the data has none; train and test are labelled."""
+        raise NotImplementedError(f"{type(self).__name__} defines no images")
+
+    def packed(self, role: Role, size: int) -> "Store | None":
+        """Those images where they are already packed at `size` pixels; else None."""
+        return None
+
+    def image_size(self) -> int:
+        """Height and width of a view, in pixels: the setting, or what suits the data."""
+        return self.config.image_size or self.natural_size()
+
+    def natural_size(self) -> int:
+        """Median shorter side of up to 64 images, rounded down to a multiple of 32, within 32 and 224."""
+        images = self.images("pretrain")
+        sides = [] if images is None else [s for s in map(images_side(images), _spread(len(images))) if s]
+        if not sides:
+            raise UserError(f"no image of {self.config.root or type(self).__name__} can be opened")
+        return int(np.clip(int(np.median(sides)) // 32 * 32, 32, 224))
+
+    def store_size(self, image_size: int) -> int:
+        """Height and width of a packed image, in pixels."""
+        margin = image_size if image_size <= RAW_UP_TO else round(image_size * 8 / 7)
+        return self.config.store_size or margin
+
+
+def images_side(images: Images) -> Callable[[int], int | None]:
+    """index -> shorter side in pixels (a file's header is enough for it), None for an unreadable image."""
+
+    def side(index: int) -> int | None:
+        try:
+            picture = images.load(index)
+        except Exception:
+            return None
+        if isinstance(picture, np.ndarray):
+            return min(picture.shape[:2])
+        with picture:
+            return min(picture.size)
+
+    return side
+
+
+def _spread(count: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(count, MEASURED)).round().astype(int)).tolist()

@@ -1,0 +1,142 @@
+"""Every kept checkpoint of a run evaluated: accuracy over epochs (Sonawane et al. 2021, Figures 1 and 2)."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslkit.config.base import Choice
+from sslkit.errors import UserError
+from sslkit.evaluation.targets import Target, open_target
+from sslkit.machine.atomic import replacing
+from sslkit.nn.modes import own_random
+from sslkit.runs.records import is_accuracy
+from sslkit.runs.run import Run
+
+if TYPE_CHECKING:
+    from sslkit.runs.display import Display
+
+
+@dataclass(frozen=True)
+class Course:
+    """One accuracy of one evaluator, epoch after epoch."""
+
+    evaluator: str
+    figure: str
+    """Its name: top1."""
+    records: list[dict[str, Any]]
+    """Those that have it, by epoch."""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The record of the last epoch: the clean figure."""
+        return self.records[-1]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the highest accuracy, the earliest of equals. Test labels chose it: quote it as such."""
+        return max(self.records, key=lambda record: record[self.figure])
+
+
+def evaluate_checkpoints(target: str | Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:
+    """`sslkit evaluate RUN --all-checkpoints`: the records of all kept epochs, by epoch, measured where there are none.
+
+    New ones join evaluations.jsonl at once, so that a second call goes on where the first was stopped. Draws
+    RUN/figures/checkpoints.png. Raises UserError for what is no run.
+    """
+    opened = open_target(target, words, display)
+    if opened.run is None:
+        raise UserError(f"{target} is no run; only a run has checkpoints")
+    kept = epoch_checkpoints(opened.run)
+    if not kept:
+        raise UserError(f"{target} has no checkpoint of a whole epoch; runs keep one every checkpoint_every epochs")
+    for epoch, path in kept.items():
+        _measure_missing(opened, opened.run, epoch, path, display)
+    records = [r for epoch in [0, *kept] for r in _known(opened, opened.run, epoch)]
+    draw(records, opened.run.path / "figures" / "checkpoints.png")
+    return records
+
+
+def epoch_checkpoints(run: Run) -> dict[int, Path]:
+    """Epoch -> folder of each kept checkpoint that was made at an epoch's end, in order."""
+    matches = [(re.fullmatch(r"epoch-(\d+)", path.name), path) for path in run.checkpoints]
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def courses(records: list[dict[str, Any]]) -> list[Course]:
+    """Every top-1 accuracy among the records (top1, semi_1_top1, ...), over the epochs."""
+    names = dict.fromkeys((r["evaluator"], k) for r in records for k in r if is_accuracy(k) and k.endswith("top1"))
+    return [Course(e, k, [r for r in records if r["evaluator"] == e and k in r]) for e, k in names]
+
+
+def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: "Display") -> None:
+    known = {r["evaluator"] for r in _known(opened, run, epoch)}
+    todo = [choice for choice in opened.config.evaluators if choice.name not in known]
+    if not todo:
+        return
+    step = _load(opened, path)
+    newest = path == run.checkpoints[-1]
+    about = {"head": lambda: opened.saved_head(path), "folder": run.path if newest else None}
+    for found in opened.records(todo, **about):
+        record = {"epoch": epoch, "step": step, "during_run": False} | found
+        run.log_evaluation(record)
+        display.evaluation(record)
+
+
+def _known(opened: Target, run: Run, epoch: int) -> list[dict[str, Any]]:
+    """The newest record of each evaluator at that epoch, where settings, images and seed were the same."""
+    wanted = {choice.name: _identity(choice, opened) for choice in opened.config.evaluators}
+    found = {}
+    for record in run.evaluations:
+        name = record["evaluator"]
+        same = {k: record.get(k) for k in ("settings", "data", "seed")} == wanted.get(name)
+        if record["epoch"] == epoch and same:
+            found[name] = record
+    return [found[name] for name in wanted if name in found]
+
+
+def _identity(choice: Choice, opened: Target) -> dict[str, Any]:
+    settings = choice.options.model_dump(mode="json")
+    return {"settings": settings, "data": opened.stores.protocol, "seed": opened.config.seed}
+
+
+def _load(opened: Target, path: Path) -> int:
+    """Fill the backbone from a checkpoint; the step that it was made after."""
+    from sslkit.methods.build import build_method
+    from sslkit.runs.checkpoint import load_checkpoint
+
+    try:
+        checkpoint = load_checkpoint(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}); delete it to leave it out") from error
+    with own_random(opened.config.seed):
+        method = build_method(opened.config, opened.stores)
+    method.load_state_dict(checkpoint.model)
+    opened.backbone.load_state_dict(method.exported.state_dict())
+    return checkpoint.step
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """The accuracies over epochs with their 95 % intervals, as a PNG; without an accuracy nothing."""
+    lines = courses(records)
+    if not lines:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for line, marker in zip(lines, "osD^vP*X" * len(lines)):
+        _draw_course(axes, line, marker)
+    axes.set(xlabel="epochs of pre-training", ylabel="test accuracy (%)", title="Accuracy over epochs, 95 % intervals")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _draw_course(axes: Any, line: Course, marker: str) -> None:
+    epochs = [r["epoch"] for r in line.records]
+    values, low, high = ([100 * r[line.figure + end] for r in line.records] for end in ("", "_low", "_high"))
+    [drawn] = axes.plot(epochs, values, marker=marker, label=f"{line.evaluator} {line.figure}")
+    axes.fill_between(epochs, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)

@@ -1,0 +1,134 @@
+"""Run evaluators on a backbone, and what their records say."""
+
+import time
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sslkit import plugins
+from sslkit.config.base import Choice
+from sslkit.config.components import config_class
+from sslkit.config.run import RunConfig
+from sslkit.errors import UserError
+from sslkit.evaluation import Subject
+from sslkit.machine.precision import exact_products
+from sslkit.runs.records import is_accuracy, wilson
+
+if TYPE_CHECKING:
+    from sslkit.data import Stores
+
+
+def evaluate(
+    backbone: nn.Module,
+    evaluators: Iterable[Choice],
+    stores: "Stores",
+    device: torch.device,
+    seed: int,
+    **about: Any,
+) -> Iterator[dict[str, Any]]:
+    """One record an evaluator, as evaluations.jsonl keeps it. Features are extracted once and shared.
+
+    Products in float32 are exact, whatever the process allows besides.
+
+    `about`: what `Subject` may be told besides: initial, head, folder, cache.
+    Where there are no labels, evaluators that need none judge before the images of pre-training. Raises UserError,
+    before anything is measured, where another is asked for.
+    """
+    evaluators = list(evaluators)
+    if impossible := [e.name for e in evaluators if e not in possible(evaluators, stores)]:
+        raise UserError(
+            f"there are no labels to evaluate with, which {' and '.join(impossible)} cannot do without; "
+            "name labelled images with eval_data="
+        )
+    subject = Subject(
+        backbone,
+        stores.train or stores.pretrain,
+        stores.test or stores.pretrain,
+        image_size=stores.image_size,
+        mean=stores.mean,
+        std=stores.std,
+        device=device,
+        seed=seed,
+        **about,
+    )
+    for choice in evaluators:
+        # A run allows TF32, and its figures must be those that anyone finds for the same weights. Not around `yield`:
+        # what is done with a record is none of this.
+        with exact_products():
+            record = _measure(subject, choice, stores)
+        yield record
+
+
+def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:
+    """All of them; where there are no labelled images, those that need none."""
+    if stores.train is not None and stores.test is not None:
+        return list(evaluators)
+    return [e for e in evaluators if not plugins.find("evaluators", e.name).needs_labels]
+
+
+def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, Any]:
+    evaluator = plugins.find("evaluators", choice.name)(choice.options)
+    subject.begin(choice.name)
+    began = time.perf_counter()
+    metrics = evaluator(subject)
+    return {
+        "evaluator": choice.name,
+        "protocol": evaluator.protocol,
+        "settings": choice.options.model_dump(mode="json"),
+        "data": stores.protocol,
+        "split": "pretrain" if stores.test is None else "test",
+        "n_train": len(subject.train),
+        "n_test": len(subject.test),
+        "seed": subject.seed,
+        "seconds": round(time.perf_counter() - began, 3),
+        **_with_intervals(metrics, len(subject.test)),
+        **({"files": subject.files} if subject.files else {}),
+        **({"notes": subject.notes} if subject.notes else {}),
+    }
+
+
+def _with_intervals(metrics: dict[str, float], n: int) -> dict[str, float]:
+    """Accuracies with the ends of their intervals, unless the evaluator, measuring other images, gave its own."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        found[name] = value
+        if is_accuracy(name) and f"{name}_low" not in metrics:
+            found[f"{name}_low"], found[f"{name}_high"] = wilson(value, n)
+    return found
+
+
+def projection_head(method: nn.Module) -> nn.Module | None:
+    """A copy of a method's head, [N, width] -> [N, d], in eval mode; None where it has none of that form."""
+    name = head_name(method)
+    return deepcopy(getattr(method, name)).eval() if name else None
+
+
+def head_name(method: nn.Module) -> str | None:
+    """Which part of a method is its projection head: `projector`, or `head` where that takes features."""
+    backbone: Any = method.backbone
+    return next((n for n in ("projector", "head") if _takes(getattr(method, n, None), backbone.width)), None)
+
+
+@torch.no_grad()
+def _takes(head: Any, width: int) -> bool:
+    """A copy is tried, for batch norm would note what it sees."""
+    if not isinstance(head, nn.Module):
+        return False
+    weight = next(head.parameters(), torch.empty(0))
+    try:
+        out = deepcopy(head).eval()(weight.new_zeros(2, width))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return isinstance(out, torch.Tensor) and out.ndim == 2
+
+
+def untrained(config: RunConfig, image_size: int) -> nn.Module:
+    """The run's backbone with random weights, drawn from torch's global generator."""
+    from sslkit.backbones import create_backbone
+
+    choice = plugins.find("methods", config.method.name).trained_backbone(config.backbone)
+    known = config_class(plugins.find("backbones", choice.name)).model_fields
+    return create_backbone(choice, image_size, **({"pretrained": None} if "pretrained" in known else {}))

@@ -1,0 +1,143 @@
+"""The features in the plane: how the backbone lays the images out."""
+
+import json
+import warnings
+from importlib.util import find_spec
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from sslkit.evaluation.drawing.images import class_names, labelled_rows, thumbnails
+from sslkit.evaluation.evaluator import Evaluator
+from sslkit.evaluation.subject import Subject
+from sslkit.machine import atomic
+
+SPRITE = 32
+"""Side in pixels of a thumbnail in the sprite sheet."""
+BEFORE = 50
+"""Dimensions that PCA leaves to t-SNE (van der Maaten and Hinton 2008, section 4.2: 30; scikit-learn advises 50)."""
+
+
+class Embedding(Evaluator):
+    """t-SNE and PCA of the test features: a picture, and the data of the report's explorer.
+
+    t-SNE after van der Maaten and Hinton 2008, as openTSNE computes it where that is installed, else scikit-learn.
+    Classes colour the points and move none. Figures: `pca_variance`, the share of the variance that two components
+    keep, and the trustworthiness of both pictures (Venna and Kaski 2001): how much of a point's neighbourhood of 5 in
+    the picture is its neighbourhood among the features, at most 1.
+    """
+
+    class Config(Evaluator.Config):
+        max_images: int = Field(2000, ge=4)
+        """Test images at most, drawn by the seed."""
+        perplexity: float = Field(30.0, gt=1)
+        """t-SNE: effective number of neighbours; at most a third of the images."""
+
+    config: Config
+
+    @property
+    def protocol(self) -> str:
+        c = self.config
+        by = "openTSNE" if find_spec("openTSNE") else "scikit-learn"
+        how = f"PCA, and t-SNE of its {BEFORE} first components ({by}), perplexity {c.perplexity:g}"
+        return f"up to {c.max_images} test images; {how}"
+
+    def __call__(self, subject: Subject) -> dict[str, float]:
+        f = subject.features
+        labels = f.test_y.cpu().numpy()
+        rows = drawn(len(labels), self.config.max_images, subject.seed)
+        x = f.test_x.cpu().double().numpy()[rows]
+        components, variance = pca(x)
+        points = {"PCA": components[:, :2], "t-SNE": tsne(components, self.config.perplexity, subject.seed)}
+        _attach(subject, points, labels[rows], rows)
+        return {"pca_variance": variance} | {
+            f"{key}_trustworthiness": _trust(x, points[name]) for key, name in (("pca", "PCA"), ("tsne", "t-SNE"))
+        }
+
+
+def drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """Sorted rows of at most `most` of `count` images, whatever their classes."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+
+
+def pca(x: NDArray[np.floating]) -> tuple[NDArray[np.floating], float]:
+    """(up to 50 principal components [n, ·], two at least; share of the variance that the first two keep)."""
+    centred = x - x.mean(0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    components = left[:, :BEFORE] * sizes[:BEFORE]
+    padding = max(0, 2 - components.shape[1])
+    return np.pad(components, ((0, 0), (0, padding))), float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-300))
+
+
+def tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray[np.floating]:
+    """Points [n, 2]; the perplexity is at most a third of n, and three images or fewer are left where PCA puts them."""
+    perplexity = min(perplexity, (len(x) - 1) / 3)
+    if perplexity <= 1:
+        return x[:, :2]
+    if find_spec("openTSNE"):
+        return _open_tsne(x, perplexity, seed)
+    from sklearn.manifold import TSNE
+
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x).astype(float)
+
+
+def _open_tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray[np.floating]:
+    from openTSNE import TSNE
+
+    # Exact neighbours: the approximate ones depend on the number of threads.
+    engine = TSNE(perplexity=perplexity, initialization="pca", neighbors="exact", random_state=seed, n_jobs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(engine.fit(x), float)
+
+
+def _trust(x: NDArray[np.floating], points: NDArray[np.floating]) -> float:
+    from sklearn.manifold import trustworthiness
+
+    # It is defined for neighbourhoods of less than half the points.
+    neighbours = min(5, (len(x) - 1) // 2)
+    return float(trustworthiness(x, points, n_neighbors=neighbours)) if neighbours else 1.0
+
+
+def _attach(
+    subject: Subject, points: dict[str, NDArray[np.floating]], labels: NDArray[np.int64], rows: NDArray[np.int64]
+) -> None:
+    from sslkit.evaluation.drawing import pictures
+
+    names = class_names(subject, subject.features.classes)
+    alt = f"PCA and t-SNE of {len(rows)} test images of {len(np.unique(labels))} classes, a point an image"
+    if path := pictures.place(subject, "embedding.png", alt):
+        pictures.scatter(path, points, labels, names)
+    if sheet := pictures.place(subject, "embedding-sprite.jpg", "Thumbnails of these test images"):
+        columns = ceil(sqrt(len(rows)))
+        _write_sprite(sheet, thumbnails(subject.test, labelled_rows(subject.test)[rows], SPRITE), columns)
+        if path := pictures.place(subject, "embedding.json", "The points, as data"):
+            about = {"file": sheet.name, "size": SPRITE, "columns": columns}
+            _write_data(path, points, labels, names, about)
+
+
+def _write_data(path: Path, points: dict[str, Any], labels: Any, names: list[str], sprite: dict[str, Any]) -> None:
+    data = {
+        "tsne": points["t-SNE"].round(4).tolist(),
+        "pca": points["PCA"].round(4).tolist(),
+        "labels": labels.tolist(),
+        "classes": names,
+        "sprite": sprite,
+    }
+    atomic.write_text(path, json.dumps(data, ensure_ascii=False))
+
+
+def _write_sprite(path: Path, images: NDArray[np.uint8], columns: int) -> None:
+    """Thumbnail k stands in row k // columns, column k % columns."""
+    from PIL import Image
+
+    lines = ceil(len(images) / columns)
+    sheet = np.zeros((lines * columns, SPRITE, SPRITE, 3), np.uint8)
+    sheet[: len(images)] = images
+    grid = sheet.reshape(lines, columns, SPRITE, SPRITE, 3).swapaxes(1, 2).reshape(lines * SPRITE, columns * SPRITE, 3)
+    with atomic.replacing(path) as temporary:
+        Image.fromarray(grid).save(temporary, "JPEG", quality=85)

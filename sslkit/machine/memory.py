@@ -1,0 +1,84 @@
+"""How much memory there is left: a device's, the machine's, a container's."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from sslkit.machine import distributed
+
+if TYPE_CHECKING:
+    pass
+
+from pathlib import Path
+
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 62
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+"""Files of a control group that hold its limit and what it uses, and what its statistics call unused file pages."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that new tensors of this process on the device can have.
+
+    Processes that train together on one machine look at the same moment: each may have its part of the machine's
+    memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(_free_of_machine(), _free_of_groups()) // distributed.local_world()
+
+
+def _free_of_machine() -> int:
+    try:
+        lines = (PROC / "meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        # Not Linux: 8 GiB is what a light laptop has.
+        return 8 << 30
+
+
+def _free_of_groups() -> int:
+    """A container or a batch job may have less than its machine; without a limit, no less."""
+    return min((_free_of(group, *names) for group, names in _groups()), default=UNLIMITED)
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Control groups that limit this process's memory, the outermost first. Some may not be visible from here."""
+    try:
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        group, names = (GROUPS / "memory", V1) if kinds else (GROUPS, V2)
+        yield group, names
+        for part in Path(path).parts[1:]:
+            group = group / part
+            yield group, names
+
+
+def _free_of(group: Path, limit: str, used: str, unused: str) -> int:
+    try:
+        most, now = (int((group / name).read_text()) for name in (limit, used))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Pages of files that were read count as used until somebody needs the room.
+        return max(most - now + int(statistics.get(unused, 0)), 0)
+    except (OSError, ValueError):
+        return UNLIMITED
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the peak of the device's allocator on CUDA, elsewhere of this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,23 @@
+"""Build the method of a run on its backbone."""
+
+from sslkit import plugins
+from sslkit.backbones import create_backbone
+from sslkit.config.run import RunConfig
+from sslkit.data import Stores
+from sslkit.errors import UserError
+from sslkit.methods.base import Method, RunInfo
+
+
+def build_method(config: RunConfig, stores: Stores) -> Method:
+    method_class: type[Method] = plugins.find("methods", config.method.name)
+    if method_class.uses_labels and stores.pretrain.labels is None:
+        raise UserError(f"method {config.method.name} needs labels, and {config.data.name} has none")
+    backbone = create_backbone(method_class.trained_backbone(config.backbone), image_size=stores.image_size)
+    info = RunInfo(
+        images=len(stores.pretrain),
+        classes=len(stores.pretrain.classes),
+        image_size=stores.image_size,
+        mean=stores.mean,
+        std=stores.std,
+    )
+    return method_class(config.method.options, backbone, info)

@@ -1,0 +1,1 @@
+"""A run on disk and what is read from it: directory, checkpoints, records, energy, trackers, report."""

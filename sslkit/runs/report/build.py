@@ -1,0 +1,300 @@
+"""Put the page together: one run in full, or several side by side."""
+
+import base64
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from sslkit.errors import UserError
+from sslkit.machine import atomic
+from sslkit.machine.environment import package_version
+from sslkit.runs.report import costs, figures
+from sslkit.runs.report.read import Record, RunFiles, is_number, read_run
+from sslkit.runs.report.results import Headline, headline_of, headlines, in_words, pareto, shared_headline
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+FIRST_CURVES = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "images_per_second": "Images per second",
+    "feature_std": "Spread of the features (feature_std)",
+    "effective_rank": "Directions of the features (effective_rank)",
+}
+NO_CURVE = frozenset({"step", "epoch", "seconds"})
+COSTS = {"GFLOPs": "GFLOPs of one image", "seconds": "seconds of training", "kWh": "kWh of training"}
+
+
+def write(paths: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, or the comparison of several, as one HTML file; returns where.
+
+    `out`: null means report.html, in the directory of the one run, or here for several. The page holds its
+    pictures, styles and scripts, and its content policy forbids it every request. Raises UserError where a path
+    holds no run, or two are the same.
+    """
+    runs = [read_run(Path(path)) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise UserError("the same run is named twice; name each once")
+    out = out or (runs[0].path / "report.html" if len(runs) == 1 else Path("report.html"))
+    page = _render("run", one_run(runs[0])) if len(runs) == 1 else _render("runs", several_runs(runs))
+    try:
+        atomic.write_text(out, page)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
+    return out
+
+
+def one_run(run: RunFiles) -> dict[str, Any]:
+    """Everything of one run, as the template `run` shows it."""
+    return {
+        "title": run.name,
+        "run": run,
+        "remarks": run.remarks,
+        "subtitle": _subtitle(run),
+        "headlines": headlines(run),
+        "views": _picture(run, "figures/views.png", _views_alt(run)),
+        "charts": [*_accuracy_charts(run), *_metric_charts(run, FIRST_CURVES)],
+        "checkpoints": _picture(run, "figures/checkpoints.png", "Accuracy of every kept checkpoint over epochs."),
+        "more_charts": _metric_charts(run, {k: k for k in _other_metrics(run)}),
+        "exhibits": _exhibits(run),
+        "costs": costs.facts(run),
+        "derived": costs.derived_facts(run),
+        "measurements": [(record, in_words(record)) for record in run.evaluations],
+        "settings": _settings(run),
+        "commands": _commands(run),
+        "environment": _environment_rows(run),
+        "skipped": _skipped(run),
+    }
+
+
+def several_runs(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """The comparison, as the template `runs` shows it."""
+    name = shared_headline(runs)
+    chosen = [headline_of(run, name) for run in runs]
+    names = _names(runs)
+    return {
+        "title": f"{len(runs)} runs",
+        "subtitle": ", ".join(dict.fromkeys(run.setting("method.name") for run in runs)),
+        "remarks": [f"{n}: {remark}" for n, run in zip(names, runs) for remark in run.remarks] + _caveats(chosen),
+        "rows": [_row(number, *row) for number, row in enumerate(zip(names, runs, chosen), 1)],
+        "shared": next((h.title for h in chosen if h), None),
+        "units": COSTS,
+        "charts": [*_overlaid(names, runs, chosen), *_tradeoffs(names, runs, chosen)],
+        "heat": _heat(runs, chosen),
+        "different": _differences(runs),
+        "names": names,
+    }
+
+
+def _render(template: str, content: dict[str, Any]) -> str:
+    style, script = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _templates().get_template(f"{template}.html.j2")
+    return page.render(
+        **content, style=Markup(style), script=Markup(script), script_digest=digest, version=package_version("sslkit")
+    )
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Names of classes, files and settings come from data: whatever a template prints is escaped.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["plain"] = costs.plain
+    return environment
+
+
+# --- one run ---
+
+
+def _subtitle(run: RunFiles) -> str:
+    keys = ("method.name", "backbone.name", "data.name", "data.root", "epochs", "batch_size", "seed")
+    words = {"data.root": "images in", "epochs": "epochs", "batch_size": "batch", "seed": "seed"}
+    parts = [f"{words.get(key, '')} {run.setting(key)}".strip() for key in keys if run.setting(key) != "—"]
+    return " · ".join(parts)
+
+
+def _views_alt(run: RunFiles) -> str:
+    return (
+        f"Images of the first batch, a row each: on the left the image as it is stored, beside it the views "
+        f"that the recipe {run.setting('augment.name')} made of it and the method {run.setting('method.name')} got."
+    )
+
+
+def _picture(run: RunFiles, path: str, alt: str) -> figures.Picture | None:
+    file = run.inside(path)
+    return figures.picture(file, alt) if file else None
+
+
+def _accuracy_charts(run: RunFiles) -> list[figures.Chart]:
+    trained = [h for h in headlines(run) if len(h.epochs) > 1]
+    return [figures.curves("Accuracy", [_series(h.title, h) for h in trained], percent=True)] if trained else []
+
+
+def _series(name: str, headline: Headline) -> figures.Series:
+    epochs = headline.epochs
+    low, high = ([a.low for a in epochs if a.low is not None], [a.high for a in epochs if a.high is not None])
+    whole = len(low) == len(high) == len(epochs)
+    x, y = [a.epoch for a in epochs], [a.value for a in epochs]
+    return figures.Series(name, x, y, low if whole else None, high if whole else None)
+
+
+def _metric_charts(run: RunFiles, titles: dict[str, str]) -> list[figures.Chart]:
+    curves = {title: _metric(run, key, title) for key, title in titles.items()}
+    return [figures.curves(title, [series]) for title, series in curves.items() if series.x]
+
+
+def _metric(run: RunFiles, key: str, name: str) -> figures.Series:
+    known = [record for record in run.metrics if is_number(record.get(key))]
+    return figures.Series(name, [record["epoch"] for record in known], [record[key] for record in known])
+
+
+def _other_metrics(run: RunFiles) -> list[str]:
+    return sorted({key for record in run.metrics for key in record} - NO_CURVE - set(FIRST_CURVES))
+
+
+def _exhibits(run: RunFiles) -> list[dict[str, Any]]:
+    """What evaluators attached: notes, pictures, tables and explorers, the newest measurement of each kind."""
+    newest = {(r["evaluator"], str(r.get("protocol"))): r for r in run.evaluations if r.get("files") or r.get("notes")}
+    return [_exhibit(run, record) for record in newest.values()]
+
+
+def _exhibit(run: RunFiles, record: Record) -> dict[str, Any]:
+    named = [(run.inside(f.get("path")), str(f.get("alt", ""))) for f in _list(record, "files") if isinstance(f, dict)]
+    files = [(path, alt or path.name) for path, alt in named if path]
+    explorers = [(e, alt) for path, alt in files if path.suffix == ".json" and (e := figures.explorer(path))]
+    # Thumbnails are seen one by one in their explorer.
+    sheets = {e["sprite"]["file"] for e, _ in explorers if e["sprite"]}
+    return {
+        "title": record["evaluator"],
+        "protocol": str(record.get("protocol", "")),
+        "result": in_words(record),
+        "notes": [str(note) for note in _list(record, "notes")],
+        "explorers": explorers,
+        "pictures": [p for path, alt in files if path.name not in sheets and (p := figures.picture(path, alt))],
+        "tables": [
+            (t, alt or path.name) for path, alt in files if path.suffix == ".csv" and (t := figures.table(path))
+        ],
+        "missing": len(_list(record, "files")) - len(files),
+    }
+
+
+def _list(record: Record, key: str) -> list[Any]:
+    found = record.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _settings(run: RunFiles) -> list[tuple[str, str, str]]:
+    """(key, value, where it came from)."""
+    # `evaluators` itself only says that the list was given; each evaluator has its own key.
+    shown = {key: value for key, value in run.settings.items() if key != "evaluators"}
+    return [(key, costs.plain(value), str(run.origins.get(key, "default"))) for key, value in shown.items()]
+
+
+def _commands(run: RunFiles) -> list[tuple[str, str]]:
+    given = run.environment.get("command")
+    made = re.sub(r"^__main__\.py", "sslkit", given) if isinstance(given, str) else None
+    again = f"sslkit run {shlex.quote(str(run.path / 'config.yaml'))} out=NEW_DIRECTORY"
+    return [(what, command) for what, command in (("made it", made), ("makes it again", again)) if command]
+
+
+def _environment_rows(run: RunFiles) -> list[tuple[str, str]]:
+    plain = {k: v for k, v in run.environment.items() if k not in ("command", "origins", "derived", "versions")}
+    versions = run.environment.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    return [(str(key), costs.plain(value)) for key, value in (plain | versions).items() if value is not None]
+
+
+def _skipped(run: RunFiles) -> dict[str, Any]:
+    count, named = run.derived.get("skipped"), _list(run.derived, "skipped_images")
+    pairs = [tuple(map(str, pair)) for pair in named if isinstance(pair, list | tuple) and len(pair) == 2]
+    return {"count": count if is_number(count) else 0, "named": pairs}
+
+
+# --- several runs ---
+
+
+def _names(runs: Sequence[RunFiles]) -> list[str]:
+    """Directory names, with what stands before them where two are equal."""
+    short = [run.name for run in runs]
+    return [name if short.count(name) == 1 else str(run.path) for name, run in zip(short, runs)]
+
+
+def _caveats(chosen: Sequence[Headline | None]) -> list[str]:
+    if len({(h.data, h.protocol) for h in chosen if h}) > 1:
+        return ["The runs were not all measured on the same images in the same way: compare them with care."]
+    return []
+
+
+def _row(number: int, name: str, run: RunFiles, headline: Headline | None) -> dict[str, Any]:
+    return {
+        "number": number,
+        "name": name,
+        "settings": [run.setting(key) for key in ("method.name", "backbone.name", "data.name", "epochs", "seed")],
+        "headline": headline,
+        "costs": [costs.cost(run, unit) for unit in COSTS],
+        "parameters": run.derived.get("parameters") if is_number(run.derived.get("parameters")) else None,
+        "others": "; ".join(f"{h.title} {h.last}" for h in headlines(run) if h != headline),
+    }
+
+
+def _overlaid(names: list[str], runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> list[figures.Chart]:
+    accuracy = [_series(name, h) for name, h in zip(names, chosen) if h]
+    title = next((h.title for h in chosen if h), "")
+    losses = [s for name, run in zip(names, runs) if (s := _metric(run, "loss", name)).x]
+    charts = [figures.curves(f"Accuracy: {title}", accuracy, percent=True)] if accuracy else []
+    return charts + ([figures.curves("Loss (compare within one method)", losses)] if losses else [])
+
+
+def _tradeoffs(names: list[str], runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> list[figures.Chart]:
+    """Accuracy against each cost that at least two runs know; the numbers are those of the table."""
+    charts = []
+    for unit, words in COSTS.items():
+        known = [(n, name, costs.cost(run, unit), h) for n, (name, run, h) in enumerate(zip(names, runs, chosen), 1)]
+        points = [figures.Point(n, name, c, h.last.value) for n, name, c, h in known if c is not None and h]
+        if len(points) > 1:
+            front = pareto(point.place for point in points)
+            charts.append(figures.scatter(f"Accuracy against {words}", unit, points, front))
+    return charts
+
+
+def _heat(runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> dict[str, Any] | None:
+    """Mean accuracy by method and backbone, and of how many runs; None where there is only one of both."""
+    cells: dict[tuple[str, str], list[float]] = {}
+    for run, headline in zip(runs, chosen):
+        if headline:
+            key = (run.setting("method.name"), run.setting("backbone.name"))
+            cells.setdefault(key, []).append(headline.last.value)
+    if len(cells) < 2:
+        return None
+    means = {key: sum(values) / len(values) for key, values in cells.items()}
+    low, high = min(means.values()), max(means.values())
+    shade = {key: round(100 * (mean - low) / ((high - low) or 1)) for key, mean in means.items()}
+    methods, backbones = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    rows = [
+        (m, [(means[m, b], len(cells[m, b]), shade[m, b]) if (m, b) in cells else None for b in backbones])
+        for m in methods
+    ]
+    return {"backbones": backbones, "rows": rows}
+
+
+def _differences(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same everywhere, and their values."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key != "out")
+    rows = [(key, [run.setting(key) for run in runs]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -1,0 +1,138 @@
+"""The figures that matter: the last epoch's, the maximum over epochs named as such, the random initialisation's."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sslkit.runs.report.read import Record, RunFiles, is_number
+
+Key = tuple[str, str, str, str]
+"""Evaluator, figure, protocol, data: only figures that agree in all four belong on one curve."""
+NO_RESULT = frozenset({"epoch", "step", "n_train", "n_test", "seed", "seconds"})
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy as a fraction, with its 95 % interval where the record has one."""
+
+    epoch: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return percent(self.value)
+
+    @property
+    def interval(self) -> str:
+        """The interval in words, or nothing."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"95 % interval {percent(self.low)} to {percent(self.high)}"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One accuracy over the epochs of a run."""
+
+    evaluator: str
+    figure: str
+    protocol: str
+    data: str
+    epochs: tuple[Accuracy, ...]
+    """In order, one an epoch."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.evaluator} {self.figure.replace('top1', 'top-1').replace('_', ' ')}"
+
+    @property
+    def last(self) -> Accuracy:
+        return self.epochs[-1]
+
+    @property
+    def first(self) -> Accuracy | None:
+        """The random initialisation, where training followed it."""
+        return self.epochs[0] if self.epochs[0].epoch == 0 and self.last.epoch > 0 else None
+
+    @property
+    def best(self) -> Accuracy:
+        """The maximum over the epochs trained: chosen by looking at the test images, so never the headline."""
+        return max((a for a in self.epochs if a.epoch > 0), key=lambda a: a.value, default=self.last)
+
+    @property
+    def gain(self) -> str:
+        return "" if self.first is None else f"{100 * (self.last.value - self.first.value):+.1f} points"
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def headlines(run: RunFiles) -> list[Headline]:
+    """Every accuracy of a run, as first met. What was measured again at an epoch replaces what was there."""
+    found: dict[Key, dict[float, Accuracy]] = {}
+    for record in run.evaluations:
+        for figure in accuracies(record):
+            key = (record["evaluator"], figure, str(record.get("protocol", "")), str(record.get("data", "")))
+            one = _accuracy(record, figure)
+            found.setdefault(key, {})[one.epoch] = one
+    return [Headline(*key, tuple(by_epoch[e] for e in sorted(by_epoch))) for key, by_epoch in found.items()]
+
+
+def accuracies(record: Record) -> list[str]:
+    """Names of a record's accuracies; top5 stands in the table of all measurements alone."""
+    return [name for name in results(record) if _is_fraction(record, name) and not name.endswith("top5")]
+
+
+def results(record: Record) -> dict[str, float]:
+    """What the evaluator found, without the bounds of intervals and what describes the record."""
+    found = {k: v for k, v in record.items() if is_number(v) and k not in NO_RESULT}
+    return {k: v for k, v in found.items() if k.rpartition("_")[0] not in found or not k.endswith(("_low", "_high"))}
+
+
+def in_words(record: Record) -> str:
+    """A record's results: accuracies in per cent, with their intervals."""
+    return ", ".join(_in_words(record, name, value) for name, value in results(record).items())
+
+
+def shared_headline(runs: Iterable[RunFiles]) -> tuple[str, str] | None:
+    """(evaluator, figure) that most runs have; of equals the linear probe's, then the first met."""
+    counts: dict[tuple[str, str], int] = {}
+    for run in runs:
+        for name in dict.fromkeys((h.evaluator, h.figure) for h in headlines(run)):
+            counts[name] = counts.get(name, 0) + 1
+    return max(counts, key=lambda name: (counts[name], name == ("linear", "top1")), default=None)
+
+
+def headline_of(run: RunFiles, name: tuple[str, str] | None) -> Headline | None:
+    """The run's own measurement of that name: the one over the most epochs."""
+    mine = [h for h in headlines(run) if (h.evaluator, h.figure) == name]
+    return max(mine, key=lambda h: len(h.epochs), default=None)
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, accuracy) those that no other one beats in both, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
+def _accuracy(record: Record, figure: str) -> Accuracy:
+    low, high = (record.get(f"{figure}_{end}") for end in ("low", "high"))
+    whole = is_number(low) and is_number(high)
+    return Accuracy(record.get("epoch", 0), record[figure], low if whole else None, high if whole else None)
+
+
+def _is_fraction(record: Record, name: str) -> bool:
+    return name.rpartition("_")[2] in ("top1", "top5") or f"{name}_low" in record
+
+
+def _in_words(record: Record, name: str, value: Any) -> str:
+    if not _is_fraction(record, name):
+        return f"{name} {value:.4g}"
+    interval = _accuracy(record, name)
+    bounds = "" if interval.low is None else f" ({percent(interval.low)} to {percent(interval.high or 0)})"
+    return f"{name} {percent(value)}{bounds}"

@@ -1,0 +1,145 @@
+"""From a configuration to everything that a run is made of."""
+
+import os
+from collections.abc import Callable
+from inspect import signature
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslkit import plugins
+from sslkit.augment.views import numba_missing
+from sslkit.config.run import RunConfig
+from sslkit.data import Stores, make_loader, open_stores
+from sslkit.data.loaders import workers
+from sslkit.errors import UserError
+from sslkit.machine import distributed
+from sslkit.machine.devices import pick_device
+from sslkit.methods.base import Method
+from sslkit.methods.build import build_method
+from sslkit.training.execution import Execution, possible_here, usual, view_recipes
+from sslkit.training.optim.optimizer import make_optimizer
+from sslkit.training.optim.schedule import make_schedule, scaled_lr
+from sslkit.training.setup import Parts
+from sslkit.training.tune import tune
+from sslkit.training.tune.timings import images_per_second
+
+
+def build(config: RunConfig, say: Callable[[str], None], execution: Execution | None = None) -> Parts:
+    """Data, views, method, optimizer and schedule, on their device; run in the fastest way that `tune` finds.
+
+    `execution`: the way to run, where it is known already.
+    """
+    device = pick_device(config.device)
+    _set_kernels(config.deterministic, device)
+    if device.type == "cpu" and config.kernels == "auto" and not numba_missing():
+        # It takes seconds on a new machine, in which data can be packed and networks built.
+        Thread(target=_compile_kernels, name="sslkit-kernels").start()
+    # One process packs what is not packed yet; the others find it done.
+    with distributed.main_first():
+        stores = open_stores(config.data, config.eval_data, config.seed, say=say)
+    torch.manual_seed(config.seed)
+    method = build_method(config, stores).to(device)
+    method.to(memory_format=usual(config, device).memory_format)
+    loader = make_loader(
+        stores.pretrain,
+        batch_size=_own_share(config),
+        seed=config.seed,
+        device=device,
+        kind=config.loader,
+        workers=config.workers,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        say=say,
+    )
+    steps_per_epoch = loader.steps_per_epoch // config.accumulate
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"one step takes batch_size × accumulate = {config.batch_size * config.accumulate} images, "
+            f"but the data has {len(stores.pretrain)}; lower one of them"
+        )
+    lr = scaled_lr(config.optimizer, config.batch_size * config.accumulate)
+    optimizer = make_optimizer(method, config.optimizer, lr, method.constant_lr)
+    schedule = make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch)
+    parts = Parts(
+        config=config,
+        stores=stores,
+        loader=loader,
+        views=_make_views(config, stores, device),
+        method=method,
+        trained=method,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        device=device,
+        execution=usual(config, device),
+        steps_per_epoch=steps_per_epoch,
+    )
+    parts.execution = possible_here(execution, device) if execution else tune(parts, say)
+    parts.execution.apply_to_views(parts.views)
+    if config.workers == "auto":
+        workers.decide(loader, images_per_second(parts), say, distributed.local_world())
+    # Now that nothing is tried any more, which a process does alone.
+    parts.method = method = _with_synchronised_norm(method, device)
+    parts.execution.apply(method)
+    parts.trained = _in_step_with_others(method, config, device)
+    return parts
+
+
+def _make_views(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:
+    recipe = plugins.find("augmentations", config.augment.name)
+    views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
+    for part in view_recipes(views):
+        part.kernels = config.kernels
+    return views
+
+
+def _compile_kernels() -> None:
+    from sslkit.augment import cpu
+
+    cpu.prepare()
+
+
+def _set_kernels(deterministic: bool, device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
+def _own_share(config: RunConfig) -> int:
+    """Images of a batch that this process takes."""
+    share, rest = divmod(config.batch_size, distributed.world())
+    if rest or (config.micro_batch and share % config.micro_batch):
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be dealt out to {distributed.world()} processes"
+            + (f" in micro-batches of {config.micro_batch}" if config.micro_batch else "")
+            + "; make it a multiple"
+        )
+    return share
+
+
+def _with_synchronised_norm(method: Method, device: torch.device) -> Method:
+    """Batch norm over the images of all GPUs, of the same parameters; torch has none for the CPU."""
+    if distributed.world() == 1 or device.type != "cuda" or not method.sync_batchnorm:
+        return method
+    # timm's, because torch's would lose the activation inside timm's batch-norm layers.
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(method)
+
+
+def _in_step_with_others(method: Method, config: RunConfig, device: torch.device) -> nn.Module:
+    # In micro-batches the gradients are averaged once, after the last; DistributedDataParallel would do it in each.
+    if distributed.world() == 1 or config.micro_batch:
+        return method
+    wrap = nn.parallel.DistributedDataParallel
+    # Queues and banks are equal by construction, and batch-norm statistics are saved from the first process.
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature(wrap).parameters else "broadcast_buffers"
+    options: dict[str, Any] = {buffers: False, "device_ids": [device] if device.type == "cuda" else None}
+    return wrap(method, gradient_as_bucket_view=True, **options)

@@ -1,0 +1,97 @@
+"""What only a new run needs: components that find nothing wrong, data to fill a batch, devices, a free folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sslkit import plugins
+from sslkit.config.base import Choice
+from sslkit.config.layers import Layer, Mistakes
+from sslkit.config.resolve import Draft, Resolved, draft_layers, words_layer
+from sslkit.config.run import RunConfig
+from sslkit.errors import UserError
+from sslkit.runs import trackers
+from sslkit.training.optim.optimizer import known_optimizer
+
+
+def resolve_new(words: Iterable[str] = (), recipe: str | Path | None = None) -> Resolved:
+    """As `resolve`, for a run that is about to start: the machine and the data are looked at, too.
+
+    Raises UserError naming every mistake.
+    """
+    mistakes = Mistakes()
+    return resolve_new_layers([words_layer(words, recipe, mistakes)], mistakes)
+
+
+def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
+    """As `resolve_layers`, for a run that is about to start."""
+    draft = draft_layers(layers, mistakes)
+    _check_components(draft, mistakes)
+    if draft.config is not None:
+        _check_machine(draft.config, mistakes)
+    return draft.resolved(mistakes)
+
+
+def _check_components(draft: Draft, mistakes: Mistakes) -> None:
+    """Note what each component finds wrong with its own settings, and data too small for the batch."""
+    sections, batch_size = draft.sections, draft.values.get("batch_size")
+    named = {**sections, **{f"evaluators.{e.name}": e for e in draft.evaluators}}
+    wrong = {section: list(choice.options.check()) for section, choice in named.items() if choice}
+    for section, messages in wrong.items():
+        for message in messages:
+            mistakes.add(section, message)
+    data = sections["data"]
+    if data and not wrong["data"]:
+        default = RunConfig.model_fields["batch_size"].default
+        _compare_with_data(data, default if batch_size is None else batch_size, mistakes)
+
+
+def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> None:
+    try:
+        count = plugins.find("datasets", data.name)(data.options).count()
+    except UserError as error:
+        mistakes.add("data", str(error))
+        return
+    if count is not None and isinstance(batch_size, int) and batch_size > count:
+        mistakes.add("batch_size", f"{batch_size} is more than the {count} images of the data; lower it")
+
+
+def _check_machine(config: RunConfig, mistakes: Mistakes) -> None:
+    """An optimizer or tracker that is not installed, a taken folder, a missing device, uneven batches."""
+    if problem := known_optimizer(config.optimizer.name):
+        mistakes.add("optimizer.name", problem)
+    if config.out and config.out.exists() and any(config.out.iterdir() if config.out.is_dir() else [1]):
+        mistakes.add("out", f"{config.out} already holds something; choose another, or `sslkit resume {config.out}`")
+    if missing := _device_missing(config.device, config.devices):
+        mistakes.add("device", missing)
+    try:
+        trackers.check(config.trackers)
+    except UserError as error:
+        mistakes.add("trackers", str(error).removeprefix("trackers: "))
+    _compare_batches(config, mistakes)
+
+
+def _compare_batches(config: RunConfig, mistakes: Mistakes) -> None:
+    share, rest = divmod(config.batch_size, config.devices)
+    if rest:
+        mistakes.add(
+            "devices", f"batch_size={config.batch_size} cannot be divided by {config.devices}; make it a multiple"
+        )
+    elif config.micro_batch and share % config.micro_batch:
+        of = f"the {share} images of each process" if config.devices > 1 else f"batch_size={share}"
+        mistakes.add("micro_batch", f"{config.micro_batch} does not divide {of}; choose a divisor")
+
+
+def _device_missing(device: str, devices: int) -> str | None:
+    import torch
+
+    on_gpus = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if on_gpus and 0 < torch.cuda.device_count() < devices:
+        return f"devices={devices}, but there are {torch.cuda.device_count()} GPUs here; lower it, or use device=cpu"
+    if devices > 1 and ":" in device:
+        return f"{device} is one device, but devices={devices}; use device=cuda"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return f"{device} is not available here; use device=cpu, or see `sslkit doctor`"
+    if device == "mps" and not torch.backends.mps.is_available():
+        return "mps is not available here; use device=cpu"
+    return None

@@ -1,0 +1,109 @@
+"""Whether a GPU is to make the views by compiled code: only where that proves equal, faster, and worth compiling."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sslkit.augment.views import Views
+from sslkit.errors import in_one_line
+from sslkit.machine import distributed
+from sslkit.machine.devices import release, synchronize
+from sslkit.training.execution import view_recipes
+from sslkit.training.out_of_memory import is_out_of_memory
+from sslkit.training.tune.timings import MARGIN
+from sslkit.training.tune.trials import stored_batch
+
+if TYPE_CHECKING:
+    from sslkit.training.setup import Parts
+
+COMPILING_PAYS = 120.0
+"""Seconds that a run must spend on plain views before compiled ones, which cost less than a minute, are tried."""
+TIMED = 3
+"""Times that views are made for timing, after a first one."""
+GREY_LEVEL = 1 / 255
+"""How far a compiled view may lie from the plain one, where white is 1: what a uint8 image can show."""
+STRAY_PIXELS = 1e-4
+"""Share of the values that may lie farther: solarizing makes much of a difference in the last digit."""
+
+
+def compiled_views(
+    parts: "Parts", steps: int, known: bool | None, say: Callable[[str], None]
+) -> tuple[bool, bool | None]:
+    """(whether this run compiles its views, whether compiled ones are known to be faster; None: not known)."""
+    if not _can_be_compiled(parts):
+        return False, known
+    images = stored_batch(parts, 0).images[: parts.config.micro_batch]
+    plain = _plain_seconds(parts, images)
+    if distributed.from_main(plain * steps) < COMPILING_PAYS:
+        return False, known
+    if known is None:
+        tried = [try_compiled(recipe, images) for recipe in view_recipes(parts.views)]
+        for recipe, (_, found) in zip(view_recipes(parts.views), tried):
+            say(f"views of {recipe.image_size} px: {found}")
+        known = in_all([in_all(theirs) for theirs in distributed.everyones([faster for faster, _ in tried])])
+    release(parts.device)
+    return bool(known), known
+
+
+def _can_be_compiled(parts: "Parts") -> bool:
+    """The CPU has kernels of its own for them, which need no trial."""
+    return parts.device.type == "cuda" and parts.config.kernels == "auto" and parts.config.compile is not False
+
+
+def _plain_seconds(parts: "Parts", images: Tensor) -> float:
+    """What making the views by plain operations takes; 0 where that fails, which the first step will say better."""
+    try:
+        return sum(_views_of(recipe, images)[1] for recipe in view_recipes(parts.views))
+    except RuntimeError:
+        return 0.0
+
+
+def in_all(answers: list[bool | None]) -> bool | None:
+    """No where one of them is no, else unknown where one is, or where there is none."""
+    if False in answers:
+        return False
+    return None if None in answers or not answers else True
+
+
+def try_compiled(views: Views, images: Tensor) -> tuple[bool | None, str]:
+    """(whether a recipe's compiled views are as good and faster, what was found, in words); they stay uncompiled.
+
+    As good: views of uint8 `images` are the plain ones to a grey level. None: memory ran out, which may not be so
+    another day.
+    """
+    try:
+        expected, plain = _views_of(views, images)
+        views.compile()
+        _views_of(views, images)
+        found, compiled = _views_of(views, images)
+        others = _share_of_others(found, expected, views)
+    except Exception as error:
+        return None if is_out_of_memory(error) else False, f"cannot be compiled here: {in_one_line(error)}"
+    finally:
+        views.compile_no_longer()
+    faster = others <= STRAY_PIXELS and compiled < MARGIN * plain
+    figures = f"{plain * 1e3:.2f} ms plain, {compiled * 1e3:.2f} ms compiled"
+    unlike = f", {100 * others:.2g} % of the pixels unlike" if others > STRAY_PIXELS else ""
+    return faster, f"{figures}{unlike}: {'compiled' if faster else 'plain'}"
+
+
+def _share_of_others(found: Tensor, expected: Tensor, views: Views) -> float:
+    """Share of the values that are more than a grey level apart."""
+    deviation = torch.tensor(views.std, device=found.device).view(3, 1, 1)
+    return float(((found - expected).abs() * deviation > GREY_LEVEL).float().mean())
+
+
+def _views_of(views: Views, images: Tensor) -> tuple[Tensor, float]:
+    """The views from one seed, and the seconds that making them takes, at best."""
+    times = []
+    for _ in range(1 + TIMED):
+        generator = torch.Generator(images.device).manual_seed(0)
+        synchronize(images.device)
+        began = time.perf_counter()
+        (made,) = views(images, generator)
+        synchronize(images.device)
+        times.append(time.perf_counter() - began)
+    return made, min(times[1:])
