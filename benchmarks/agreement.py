@@ -1,10 +1,10 @@
-"""Do the fast ways to run agree with the plain one? Losses of the first steps, and kNN accuracy over several seeds.
+"""Do the fast executions agree with the plain one? Losses of the first steps, and kNN accuracy over several seeds.
 
     python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 12] [--out FILE]
 
-FOLDER holds images with train/ and test/. Every way trains SimCLR on the same network, images and seeds: plain torch
+FOLDER holds images with train/ and test/. Every execution trains SimCLR on the same network, images and seeds: plain torch
 operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16 with depthwise
-convolutions in fp32. Accuracies of single seeds differ by chance; the question is whether a way's mean lies within
+convolutions in fp32. Accuracies of single seeds differ by chance; the question is whether an execution's mean lies within
 the spread of the plain one's.
 """
 
@@ -19,7 +19,7 @@ import sslkit
 from sslkit.machine import atomic
 from sslkit.machine.environment import environment
 
-WAYS: dict[str, dict[str, Any]] = {
+EXECUTIONS: dict[str, dict[str, Any]] = {
     "plain": {"kernels": "plain", "precision": "fp32", "compile": False},
     "kernels": {"kernels": "auto", "precision": "fp32", "compile": False},
     "kernels, compiled": {"kernels": "auto", "precision": "fp32", "compile": True},
@@ -37,11 +37,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/agreement-cpu.json"))
     args = parser.parse_args()
-    runs = {way: [train(args, settings, seed) for seed in range(args.seeds)] for way, settings in WAYS.items()}
-    report = {"what": __doc__, "epochs": args.epochs, "environment": environment(), "ways": summary(runs)}
+    runs = {name: [train(args, settings, seed) for seed in range(args.seeds)] for name, settings in EXECUTIONS.items()}
+    report = {"what": __doc__, "epochs": args.epochs, "environment": environment(), "executions": summary(runs)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_json(args.out, report)
-    print(json.dumps(report["ways"], indent=2))
+    print(json.dumps(report["executions"], indent=2))
 
 
 def train(args: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def train(args: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Each way's accuracies, and how far its losses lie from the plain way's, relatively."""
+    """Each execution's accuracies, and how far its losses lie from the plain one's, relatively."""
     plain = runs["plain"]
     return {
-        way: {
+        name: {
             "knn_after": [run["knn_after"] for run in own],
             "knn_mean": statistics.mean(run["knn_after"] for run in own),
             "knn_deviation": statistics.stdev(run["knn_after"] for run in own) if len(own) > 1 else None,
@@ -87,7 +87,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                 _apart(run, other, slice(STEPS)) for run, other in zip(own, plain)
             ),
         }
-        for way, own in runs.items()
+        for name, own in runs.items()
     }
 
 

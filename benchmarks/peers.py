@@ -217,7 +217,7 @@ def judge(backbone: torch.nn.Module, folder: Path) -> dict:
 
     # Nothing is trained: any batch will do.
     config = resolve([f"data={folder}", "evaluators=[knn]", "batch_size=2"]).config
-    stores = open_stores(config.data, None, 0, say=lambda text: None)
+    stores = open_stores(config.data, None, 0, log=lambda text: None)
     record = next(evaluate(backbone, config.evaluators, stores, torch.device("cpu"), 0))
     return {"knn_top1": record["top1"]}
 

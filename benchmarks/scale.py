@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--only batch,size,...] [--device auto] [--small] [--out benchmarks/results]
 
 Protocol: images of noise. A training step is SimCLR's on ShuffleNetV2 1.0x with its original stem, data and views
-included, built as a run builds it, in the fastest uncompiled way for each size: WARM steps, then the median of REPEATS.
+included, built as a run builds it, in the fastest uncompiled execution for each size: WARM steps, then the median of REPEATS.
 Data sets larger than REAL images are simulated: rows of a larger index stand on the same few images, so order, indices
 and labels cost what they would and only the disk does not. Memory is what the process holds at most above what it held
 before, without pages of mapped files, sampled every 5 ms. Every part runs in a process of its own. About 8 minutes on
@@ -83,14 +83,14 @@ def main() -> None:
     draw(report["parts"], path.with_suffix(".svg"))
 
 
-def compose(parts: list[str], device: str, small: bool, path: Path) -> dict[str, Any]:
-    """What is measured now, beside the other parts of an earlier report at `path`."""
+def compose(sections: list[str], device: str, small: bool, path: Path) -> dict[str, Any]:
+    """What is measured now, beside the other sections of an earlier report at `path`."""
     from sslkit.machine.environment import environment
 
     before = json.loads(path.read_text()) if path.exists() else {"parts": {}, "environment": {}}
     words = [sys.executable, __file__, "--device", device, *["--small"] * small]
     about = {k: v for k, v in environment().items() if k != "command"}
-    for part in parts:
+    for part in sections:
         done = subprocess.run([*words, "--part", part], check=True, stdout=subprocess.PIPE, text=True)
         before["parts"][part] = json.loads(done.stdout.splitlines()[-1])
         before["environment"][part] = about
@@ -140,19 +140,19 @@ def by_data(n: int, at: Setting) -> dict[str, float]:
     from sslkit.data import ffcv_missing, make_loader
     from sslkit.data.loaders.base import Kind
 
-    parts = training(at)
+    setup = training(at)
     kinds: list[Kind] = ["torch"] if ffcv_missing() else ["torch", "ffcv"]
     found: dict[str, float] = {}
     for kind in kinds:
         # What is loaded and compiled but once is no part of the memory of a data set.
-        next(make_loader(parts.stores.pretrain, batch_size=at.batch, seed=0, device=parts.device, kind=kind).epoch(0))
+        next(make_loader(setup.stores.pretrain, batch_size=at.batch, seed=0, device=setup.device, kind=kind).epoch(0))
         with Held() as held:
-            store = parts.stores.pretrain.subset(np.arange(n) % len(parts.stores.pretrain))
+            store = setup.stores.pretrain.subset(np.arange(n) % len(setup.stores.pretrain))
             began = time.perf_counter()
-            loader = make_loader(store, batch_size=at.batch, seed=0, device=parts.device, kind=kind)
+            loader = make_loader(store, batch_size=at.batch, seed=0, device=setup.device, kind=kind)
             found |= {f"{kind}_{k}": v for k, v in _streamed(loader, began).items()}
         found[f"{kind}_mb"] = held.most / 1e6
-        found[f"{kind}_step_images_per_second"] = speed(replace(parts, loader=loader))
+        found[f"{kind}_step_images_per_second"] = speed(replace(setup, loader=loader))
     return found
 
 
@@ -161,8 +161,8 @@ def _streamed(loader: Any, began: float) -> dict[str, float]:
     batches = chain.from_iterable(loader.epoch(epoch) for epoch in count())
     next(batches)
     first, seen = time.perf_counter(), 0
-    for raw in islice(batches, LOADER_IMAGES // loader.order.batch_size):
-        seen += len(raw.indices)
+    for image_batch in islice(batches, LOADER_IMAGES // loader.order.batch_size):
+        seen += len(image_batch.indices)
         if time.perf_counter() - first > 3:
             break
     return {"first_batch_seconds": first - began, "images_per_second": seen / (time.perf_counter() - first)}
@@ -179,7 +179,7 @@ def by_processes(n: int, at: Setting) -> dict[str, float]:
 
 
 def training(at: Setting, method: str = "simclr", side: int = SIDE, classes: int = 10) -> Any:
-    """The parts of a run, as `sslkit run` would build them."""
+    """The set-up of a run, as `sslkit run` would build it."""
     from sslkit.config.resolve import resolve
     from sslkit.training.build import build
 
@@ -213,20 +213,20 @@ def packed(at: Setting, side: int, classes: int) -> Path:
     return path
 
 
-def speed(parts: Any) -> float:
+def speed(setup: Any) -> float:
     """Images a second of whole steps."""
     from sslkit.machine.devices import synchronize
     from sslkit.training.step import train_step
 
-    batches = chain.from_iterable(parts.loader.epoch(epoch) for epoch in count())
+    batches = chain.from_iterable(setup.loader.epoch(epoch) for epoch in count())
     seconds = []
     for step in range(WARM + REPEATS):
         began = time.perf_counter()
-        parts.schedule.set(step)
-        train_step(parts, [next(batches)], step)
-        synchronize(parts.device)
+        setup.schedule.set(step)
+        train_step(setup, [next(batches)], step)
+        synchronize(setup.device)
         seconds.append(time.perf_counter() - began)
-    return parts.config.batch_size / statistics.median(seconds[WARM:])
+    return setup.config.batch_size / statistics.median(seconds[WARM:])
 
 
 # --- packing and kNN ---
@@ -238,7 +238,7 @@ def _worked() -> float:
 
 
 def by_packing(n: int, at: Setting) -> dict[str, float]:
-    """JPEG files of about 32 px in 100 folders, packed raw."""
+    """JPEG files of about 32 px in 100 folders, packed image_batch."""
     from sslkit.data import pack
     from sslkit.data.sources.folder import FileImages
 
@@ -362,21 +362,21 @@ PANELS: list[Panel] = [
 COLOURS = ["#0072B2", "#D55E00"]
 
 
-def draw(parts: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw(sections: dict[str, list[dict[str, float]]], path: Path) -> None:
     """One small panel a question, all from zero."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [panel for panel in PANELS if panel[0] in parts]
+    shown = [panel for panel in PANELS if panel[0] in sections]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, panel in zip(axes.flat, shown):
-        _panel(axis, parts[panel[0]], panel)
+        _panel(axis, sections[panel[0]], panel)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)

@@ -27,7 +27,7 @@ def register_backbones(register):
 
 @hookspec
 def register_augmentations(register):
-    """Offer view recipes: register("simclr", SimCLRViews), a subclass of sslkit.augment.Recipe."""
+    """Offer view recipes: register("simclr", SimCLRAugmentation), a subclass of sslkit.augment.Augmentation."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""The fast ways to make views against the plain one, which the other tests hold against torchvision."""
+"""The fast candidates to make views against the plain one, which the other tests hold against torchvision."""
 
 import os
 import subprocess
@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sslkit import plugins
-from sslkit.augment import Views, cpu, views
+from sslkit.augment import MultiViewAugmentation, cpu_kernels
 from sslkit.training import tune
+from sslkit.training.tune import compiled_views
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
 RECIPES = ["simclr", "byol", "mocov2", "small", "beasse", "weak", "digits", "none"]
@@ -40,14 +41,14 @@ def photos(count: int, height: int, width: int) -> torch.Tensor:
     return images.mul(255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def make(recipe: str | dict, size: int) -> Views:
+def make(recipe: str | dict, size: int) -> MultiViewAugmentation:
     if isinstance(recipe, str):
         cls = plugins.find("augmentations", recipe)
         return cls(cls.Config(), size, MEAN, STD)
-    return Views(Views.Config.model_validate(recipe), size, MEAN, STD)
+    return MultiViewAugmentation(MultiViewAugmentation.Config.model_validate(recipe), size, MEAN, STD)
 
 
-def both(recipe: Views, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def both(recipe: MultiViewAugmentation, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """(fast, plain), in units where white is 1."""
     made = {}
     for kernels in ("auto", "plain"):
@@ -72,9 +73,9 @@ def test_numba_makes_the_plain_views(recipe, height, width, size):
 
 
 def test_numba_is_what_makes_them(monkeypatch):
-    """Otherwise the comparisons here would compare the plain way with itself."""
+    """Otherwise the comparisons here would compare the plain operations with themselves."""
     recipe = make("simclr", 32)
-    monkeypatch.setattr(views, "render_plain", lambda *args: pytest.fail("made the plain way"))
+    monkeypatch.setattr(multi_view, "render_plain", lambda *args: pytest.fail("made by plain operations"))
     recipe(photos(4, 32, 32))
     recipe.kernels = "plain"
     with pytest.raises(pytest.fail.Exception):
@@ -82,19 +83,19 @@ def test_numba_is_what_makes_them(monkeypatch):
 
 
 def test_where_compiled_code_cannot_be_kept_each_process_compiles(monkeypatch):
-    njit = cpu.numba.njit
+    njit = cpu_kernels.numba.njit
 
     def refusing(function):
         raise RuntimeError(f"cannot cache function {function.__name__!r}: no locator available")
 
-    monkeypatch.setattr(cpu.numba, "njit", lambda cache=False, **how: refusing if cache else njit(**how))
-    double = cpu._kernel(False)(lambda number: 2 * number)
+    monkeypatch.setattr(cpu_kernels.numba, "njit", lambda cache=False, **how: refusing if cache else njit(**how))
+    double = cpu_kernels._kernel(False)(lambda number: 2 * number)
     assert double(3) == 6
     assert double.signatures, "compiled, too"
 
 
-def test_without_numba_views_are_made_the_plain_way(monkeypatch):
-    monkeypatch.setattr(views, "numba_missing", lambda: True)
+def test_without_numba_views_are_made_by_plain_operations(monkeypatch):
+    monkeypatch.setattr(multi_view, "numba_missing", lambda: True)
     fast, plain = both(make("simclr", 32), photos(8, 32, 32))
     assert torch.equal(fast, plain)
 
@@ -159,7 +160,7 @@ def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
     recipe.kernels = "plain"
     monkeypatch.setattr(tune.views, "MARGIN", 1e9)
     monkeypatch.setattr(recipe, "_renderer", lambda device: recipe._compiled or recipe._plain)
-    pays, found = tune.views.try_compiled(recipe, images)
+    pays, found = compiled_views.try_compiled(recipe, images)
     assert pays
     assert found.endswith(": compiled")
     assert recipe._compiled is None, "it is for the run to compile it"
@@ -170,7 +171,7 @@ def test_compiled_views_that_are_slower_or_others_are_dropped(monkeypatch, facto
     recipe, images = make("small", 32), photos(8, 32, 32)
     monkeypatch.setattr(tune.views, "MARGIN", margin)
     monkeypatch.setattr(torch, "compile", lambda made, **options: lambda *given: made(*given) * factor + (factor - 1))
-    pays, found = tune.views.try_compiled(recipe, images)
+    pays, found = compiled_views.try_compiled(recipe, images)
     assert not pays
     assert found.endswith(": plain")
     assert ("unlike" in found) == (factor != 1)
@@ -182,7 +183,7 @@ def test_views_that_run_out_of_memory_may_be_compiled_another_day(monkeypatch):
         raise torch.OutOfMemoryError("another program has the memory")
 
     monkeypatch.setattr(torch, "compile", lambda made, **options: full)
-    assert tune.views.try_compiled(make("small", 32), photos(8, 32, 32))[0] is None
+    assert compiled_views.try_compiled(make("small", 32), photos(8, 32, 32))[0] is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_views_that_run_out_of_memory_may_be_compiled_another_day(monkeypatch):
     [([True, True], True), ([True, False], False), ([None, False], False), ([True, None], None), ([], None)],
 )
 def test_all_recipes_and_processes_must_gain(answers, together):
-    assert tune.views.in_all(answers) is together
+    assert compiled_views.in_all(answers) is together
 
 
 def test_a_few_pixels_at_the_threshold_may_differ():
@@ -198,8 +199,8 @@ def test_a_few_pixels_at_the_threshold_may_differ():
     one = torch.zeros(1, 3, 100, 100)
     other = one.clone()
     other[0, 0, 0, :2] = 1.0
-    assert tune.views._share_of_others(one, one + 0.9 / 255 / max(STD), recipe) == 0
-    assert tune.views._share_of_others(one, other, recipe) == pytest.approx(2 / 30_000)
+    assert compiled_views._share_of_others(one, one + 0.9 / 255 / max(STD), recipe) == 0
+    assert compiled_views._share_of_others(one, other, recipe) == pytest.approx(2 / 30_000)
 
 
 def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
@@ -209,7 +210,7 @@ def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
     recipe, images = make("small", 32), photos(8, 32, 32)
     (before,) = recipe(images, torch.Generator().manual_seed(0))
     monkeypatch.setattr(torch, "compile", lambda made, **options: broken)
-    assert tune.views.try_compiled(recipe, images) == (False, "cannot be compiled here: no compiler here")
+    assert compiled_views.try_compiled(recipe, images) == (False, "cannot be compiled here: no compiler here")
     assert torch.equal(recipe(images, torch.Generator().manual_seed(0))[0], before)
 
 
@@ -227,8 +228,8 @@ def test_kernels_are_kept_for_the_next_process_and_make_the_same_views_there(tmp
     """Compiling takes seconds, so a second process loads what the first has left; a run is to be the same in both."""
     code = """
 import hashlib, torch
-from sslkit import plugins, tune
-from sslkit.augment import cpu
+from sslkit import plugins
+from sslkit.augment import cpu_kernels
 images = torch.rand(16, 3, 40, 40, generator=torch.Generator().manual_seed(0)).mul(255).to(torch.uint8)
 made = hashlib.sha256()
 for name in ("digits", "simclr", "byol", "beasse"):
@@ -236,7 +237,8 @@ for name in ("digits", "simclr", "byol", "beasse"):
     for size in (24, 40, 48):
         views = recipe(recipe.Config(), size, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
         made.update(views(images, torch.Generator().manual_seed(1))[0].contiguous().numpy().tobytes())
-print(sum(cpu._render.stats.cache_hits.values()), sum(cpu._render.stats.cache_misses.values()), made.hexdigest())
+stats = cpu_kernels._render.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), made.hexdigest())
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     runs = [

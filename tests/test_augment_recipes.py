@@ -15,17 +15,17 @@ from torchvision.transforms.v2 import functional as tv
 
 from sslkit import plugins
 from sslkit.augment import (
-    BeasseViews,
+    Augmentation,
+    BeasseAugmentation,
     Blur,
-    BYOLViews,
-    DigitViews,
+    BYOLAugmentation,
+    DigitAugmentation,
     Flip,
     Jitter,
-    PlainViews,
-    Recipe,
-    SimCLRViews,
-    SmallViews,
-    Views,
+    MultiViewAugmentation,
+    PlainAugmentation,
+    SimCLRAugmentation,
+    SmallAugmentation,
 )
 from sslkit.config.layers import Mistakes, nest, parse_words
 from sslkit.errors import UserError
@@ -41,11 +41,11 @@ def photos(count: int = 6, size: int = 32, seed: int = 0) -> torch.Tensor:
     return images.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def build(recipe: type[Recipe], size: int = 32, **settings) -> Recipe:
+def build(recipe: type[Augmentation], size: int = 32, **settings) -> Augmentation:
     return recipe(recipe.Config.model_validate(settings), size, MEAN, STD)
 
 
-def make(name: str, size: int = 32, **settings) -> Recipe:
+def make(name: str, size: int = 32, **settings) -> Augmentation:
     return build(plugins.find("augmentations", name), size, **settings)
 
 
@@ -137,14 +137,16 @@ def test_none_is_the_image_resized_and_normalised():
 
 def test_views_come_in_blocks_in_the_order_of_the_images():
     images = torch.arange(8, dtype=torch.uint8).mul(30).view(8, 1, 1, 1).expand(8, 3, 32, 32)
-    views = denormalize(build(Views, crop={"scale": (0.1, 1.0)}, flip={"p": 0.5}, views=3)(images, seeded())[0])
+    views = denormalize(
+        build(MultiViewAugmentation, crop={"scale": (0.1, 1.0)}, flip={"p": 0.5}, views=3)(images, seeded())[0]
+    )
     torch.testing.assert_close(views.mean((1, 2, 3)), torch.arange(8).mul(30).div(255).repeat(3), rtol=0, atol=1e-5)
 
 
 def test_flip_mirrors_at_its_rate_in_each_view():
     images = photos(1).expand(400, -1, -1, -1)
-    views = build(Views, flip={"p": (0.25, 1.0)})(images, seeded())[0]
-    plain = build(PlainViews, views=1)(images[:1], seeded())[0]
+    views = build(MultiViewAugmentation, flip={"p": (0.25, 1.0)})(images, seeded())[0]
+    plain = build(PlainAugmentation, views=1)(images[:1], seeded())[0]
     mirrored = (views - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4
     assert mirrored.view(2, -1).float().mean(1).tolist() == pytest.approx([0.25, 1.0], abs=0.06)
 
@@ -176,7 +178,7 @@ def test_autocast_does_not_reach_the_views():
 
 
 def test_the_papers_settings():
-    simclr, byol, small = SimCLRViews.Config(), BYOLViews.Config(), SmallViews.Config()
+    simclr, byol, small = SimCLRAugmentation.Config(), BYOLAugmentation.Config(), SmallAugmentation.Config()
     jitter = simclr.jitter
     assert (jitter.p, jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (
         0.8,
@@ -201,13 +203,13 @@ def test_the_papers_settings():
     )
     assert (byol.grayscale.p, byol.blur.p, byol.solarize.p) == (0.2, (1.0, 0.1), (0.0, 0.2))
     assert (small.blur.p, small.jitter.strength) == (0.0, 0.5)
-    assert (DigitViews.Config().flip.p, DigitViews.Config().jitter.p) == (0.0, 0.0)
+    assert (DigitAugmentation.Config().flip.p, DigitAugmentation.Config().jitter.p) == (0.0, 0.0)
 
 
 def test_crops_and_colours_exclude_each_other_view_by_view():
     """Beasse and Kabouri's Algorithm 1: the same draws give one chain's result or the other's."""
     images = photos(300)
-    (mixed,), (cropped,), (coloured,) = (build(BeasseViews, either=p)(images, seeded()) for p in (0.5, 1, 0))
+    (mixed,), (cropped,), (coloured,) = (build(BeasseAugmentation, either=p)(images, seeded()) for p in (0.5, 1, 0))
     took_crop, took_colour = ((mixed == chain).flatten(1).all(1) for chain in (cropped, coloured))
     assert torch.equal(took_crop, ~took_colour)
     first, second = took_crop.chunk(2)
@@ -226,7 +228,7 @@ def test_a_chain_has_nothing_of_the_other(either, without, within):
     images = photos()
     settings = {"either": either, "flip": {"p": 0}}
     (views,), (same,), (others,) = (
-        build(BeasseViews, **settings, **more)(images, seeded()) for more in ({}, without, within)
+        build(BeasseAugmentation, **settings, **more)(images, seeded()) for more in ({}, without, within)
     )
     assert torch.equal(views, same)
     assert ((views - others).abs().amax((1, 2, 3)) > 0.01).all()
@@ -244,7 +246,7 @@ def test_one_branch_alone_is_transformed_from_a_crop_that_both_share():
     images = photos(6)
     words = ["augment.shared.p=1", "augment.crop.p=[1, 0]", "augment.flip.p=[0.5, 0]", "augment.jitter.p=[1, 0]"]
     settings = from_words(*words, "augment.grayscale.p=0", "augment.blur.p=0")
-    recipe = SimCLRViews(settings, 32, MEAN, STD)
+    recipe = SimCLRAugmentation(settings, 32, MEAN, STD)
     changed, plain = recipe(images, seeded())[0].chunk(2)
     boxes = recipe.draw(images, seeded()).shared
     expected = [
@@ -255,7 +257,7 @@ def test_one_branch_alone_is_transformed_from_a_crop_that_both_share():
     assert ((changed - plain).abs().amax((1, 2, 3)) > 0.05).all()
 
 
-def from_words(*words: str, recipe: type[Views] = SimCLRViews) -> Views.Config:
+def from_words(*words: str, recipe: type[MultiViewAugmentation] = SimCLRAugmentation) -> MultiViewAugmentation.Config:
     """The settings that `sslkit run augment.<key>=<value> ...` gives a recipe."""
     mistakes = Mistakes()
     given = {k.removeprefix("augment."): v for k, v in parse_words(words, mistakes).items()}
@@ -265,27 +267,27 @@ def from_words(*words: str, recipe: type[Views] = SimCLRViews) -> Views.Config:
 
 def test_one_setting_of_a_step_leaves_the_recipes_others():
     config = from_words("augment.jitter.p=0.5", "augment.blur.p=0")
-    assert config.jitter == SimCLRViews.Config().jitter.model_copy(update={"p": 0.5})
+    assert config.jitter == SimCLRAugmentation.Config().jitter.model_copy(update={"p": 0.5})
     assert config.blur == Blur(p=0, sigma=(0.1, 2.0))
-    assert config.crop == SimCLRViews.Config().crop
+    assert config.crop == SimCLRAugmentation.Config().crop
 
 
 def test_a_mapping_and_a_whole_step_are_taken_too():
     assert from_words("augment.jitter={p: 0.5}") == from_words("augment.jitter.p=0.5")
-    assert SimCLRViews.Config(flip=Flip()).flip.p == 0
+    assert SimCLRAugmentation.Config(flip=Flip()).flip.p == 0
 
 
 def test_a_third_party_recipe_is_a_few_lines():
-    class Mine(Views):
+    class Mine(MultiViewAugmentation):
         """Only flips."""
 
-        class Config(Views.Config):
+        class Config(MultiViewAugmentation.Config):
             flip: Flip = Flip(p=1.0)
 
     assert Mine.Config.model_validate({"flip": {}}).flip.p == 1
-    assert Mine.Config.model_fields["flip"].description == Views.Config.model_fields["flip"].description
+    assert Mine.Config.model_fields["flip"].description == MultiViewAugmentation.Config.model_fields["flip"].description
     images = photos(2)
-    plain = build(PlainViews)(images)[0]
+    plain = build(PlainAugmentation)(images)[0]
     torch.testing.assert_close(build(Mine)(images)[0], plain.flip(3), rtol=0, atol=1e-6)
 
 
@@ -313,14 +315,14 @@ def test_a_third_party_recipe_is_a_few_lines():
 )
 def test_wrong_settings_say_what_is_wrong(word, message):
     with pytest.raises(ValueError, match=message):
-        from_words(word, recipe=BYOLViews)
+        from_words(word, recipe=BYOLAugmentation)
 
 
 def test_extra_takes_kornias_augmentations_from_the_command_line():
     word = "augment.extra=[RandomInvert, {RandomErasing: {p: 1.0, scale: [0.25, 0.25], ratio: [1, 1]}}]"
-    config = from_words(word, recipe=PlainViews)
+    config = from_words(word, recipe=PlainAugmentation)
     assert from_words(f"augment.extra={yaml.safe_dump(config.model_dump(mode='json')['extra'])}").extra == config.extra
-    recipe = PlainViews(config, 32, MEAN, STD)
+    recipe = PlainAugmentation(config, 32, MEAN, STD)
     assert [type(step).__name__ for step in recipe.extra] == ["RandomInvert", "RandomErasing"]
     assert recipe.extra[1].p == 1.0
     views = denormalize(recipe(torch.full((40, 3, 32, 32), 51, dtype=torch.uint8), seeded())[0])
@@ -332,16 +334,16 @@ def test_extra_takes_kornias_augmentations_from_the_command_line():
 
 def test_extra_is_what_kornia_does_to_the_stacked_views():
     images = photos()
-    (ours,) = build(PlainViews, extra=[{"RandomSolarize": {"p": 1.0, "thresholds": [0.3, 0.3], "additions": 0}}])(
-        images
-    )
-    plain = denormalize(build(PlainViews)(images)[0])
+    (ours,) = build(
+        PlainAugmentation, extra=[{"RandomSolarize": {"p": 1.0, "thresholds": [0.3, 0.3], "additions": 0}}]
+    )(images)
+    plain = denormalize(build(PlainAugmentation)(images)[0])
     solarize = kornia.augmentation.RandomSolarize((0.3, 0.3), 0, p=1.0)
     torch.testing.assert_close(denormalize(ours), solarize(plain), rtol=0, atol=1e-5)
 
 
 def test_extra_follows_the_generator_and_leaves_the_global_one():
-    recipe = build(PlainViews, extra=["RandomGaussianNoise", {"RandomRotation": {"degrees": 30.0, "p": 1.0}}])
+    recipe = build(PlainAugmentation, extra=["RandomGaussianNoise", {"RandomRotation": {"degrees": 30.0, "p": 1.0}}])
     images, generator = photos(), seeded(3)
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -355,7 +357,7 @@ def test_extra_follows_the_generator_and_leaves_the_global_one():
 
 def test_building_a_recipe_leaves_the_global_generator():
     state = torch.get_rng_state()
-    build(PlainViews, extra=["RandomPerspective"])
+    build(PlainAugmentation, extra=["RandomPerspective"])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -371,11 +373,11 @@ def test_building_a_recipe_leaves_the_global_generator():
 )
 def test_extra_that_cannot_run_on_the_views_is_a_users_mistake(extra, message):
     with pytest.raises(UserError, match=message):
-        build(PlainViews, extra=[extra])
+        build(PlainAugmentation, extra=[extra])
 
 
 def test_extra_has_no_weights_in_the_state():
-    assert build(PlainViews, extra=["RandomPerspective"]).state_dict() == {}
+    assert build(PlainAugmentation, extra=["RandomPerspective"]).state_dict() == {}
 
 
 @pytest.mark.parametrize("name", NAMES)

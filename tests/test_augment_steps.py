@@ -10,7 +10,7 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from sslkit.augment import Blur, Crop, Flip, Grayscale, Jitter, Rotate, Solarize, ops
 from sslkit.augment.draws import Draws
-from sslkit.augment.steps import NO_BLUR
+from sslkit.augment.transforms import NO_BLUR
 
 MANY = 4000
 SAME = 1e-3

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from sslkit_bench import clock, contest, peers, show
 from sslkit_bench.clock import Contestant, Protocol, paired, summary, take_turns, turn
-from sslkit_bench.contestants import STAGES, Stages, Step, Views, bounded, first_batch
+from sslkit_bench.contestants import STAGES, Stages, Step, ViewsContestant, bounded, first_batch
 
 from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
@@ -25,7 +25,7 @@ WORDS = [
     "method=simclr", "method.hidden=16", "method.dim=8", "backbone=shufflenetv2", "data=digits", "batch_size=8",
     "augment=simclr", "device=cpu", "workers=2", "evaluators=[]", "tune=off",
 ]  # fmt: skip
-"""What is timed is the usual way."""
+"""What is timed is the usual candidate."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _short_turns(monkeypatch):
     monkeypatch.setattr(clock, "TURN_SECONDS", 1e-9)
 
 
-def parts_of(*words):
+def setup_of(*words):
     keys = {word.partition("=")[0] for word in words}
     kept = [w for w in WORDS if w.partition("=")[0] not in keys and not (w[:7] == "method." and "method" in keys)]
     return build(resolve([*kept, *words]).config, lambda text: None)
@@ -62,17 +62,17 @@ class Noted(Contestant):
 
 def test_contestants_take_turns():
     log = []
-    courses, failed = take_turns([Noted("a", log), Noted("b", log, least=2)], Protocol(repeats=3), lambda: None)
+    times, failed = take_turns([Noted("a", log), Noted("b", log, least=2)], Protocol(repeats=3), lambda: None)
     a, b = ["begin a", "a", "a", "end a"], ["begin b", "b", "b", "b", "end b"]
     assert log == a + b + a + b + b + a + a + b, "one round to warm up, three that count, every second one backwards"
     assert failed == {}
-    assert [len(course.seconds) for course in courses.values()] == [3, 3]
-    assert [course.steps for course in courses.values()] == [1, 2]
+    assert [len(turn_times.seconds) for turn_times in times.values()] == [3, 3]
+    assert [turn_times.steps for turn_times in times.values()] == [1, 2]
 
 
 def test_no_round_begins_after_the_time():
-    courses, _ = take_turns([Noted("a", [])], Protocol(repeats=9, seconds=0.0), lambda: None)
-    assert len(courses["a"].seconds) == 1
+    times, _ = take_turns([Noted("a", [])], Protocol(repeats=9, seconds=0.0), lambda: None)
+    assert len(times["a"].seconds) == 1
 
 
 def test_steps_fill_a_turn_in_multiples(monkeypatch):
@@ -111,9 +111,9 @@ def test_a_peer_that_fails_is_told_and_our_own_is_not_hidden():
             raise RuntimeError("out of\nshared memory")
 
     log = []
-    courses, failed = take_turns([Broken("x", log), Noted("a", [])], Protocol(repeats=1), lambda: None)
+    times, failed = take_turns([Broken("x", log), Noted("a", [])], Protocol(repeats=1), lambda: None)
     assert failed == {"x": "failed: out of shared memory"}
-    assert list(courses) == ["a"]
+    assert list(times) == ["a"]
     assert log == ["begin x", "end x"]
 
     class Late(Broken):
@@ -122,10 +122,10 @@ def test_a_peer_that_fails_is_told_and_our_own_is_not_hidden():
             if len(self.log) > 6:
                 raise RuntimeError("a worker died")
 
-    courses, failed = take_turns([Noted("a", []), Late("x", [])], Protocol(repeats=3), lambda: None)
+    times, failed = take_turns([Noted("a", []), Late("x", [])], Protocol(repeats=3), lambda: None)
     assert failed == {"x": "failed: a worker died"}
-    assert len(courses["a"].seconds) == 3
-    assert "x" not in courses, "rounds that it was not in have no pair"
+    assert len(times["a"].seconds) == 3
+    assert "x" not in times, "rounds that it was not in have no pair"
     Broken.foreign = False
     with pytest.raises(RuntimeError, match="shared memory"):
         take_turns([Broken("x", log)], Protocol(repeats=1), lambda: None)
@@ -149,8 +149,8 @@ def test_ratios_are_those_of_each_round():
         paired(fast, slow[:2])
     contestants = [Noted("step", []), Noted("bound", []), Noted("views", [])]
     contestants[0].images, contestants[1].images, contestants[2].images = 8, 4, 4
-    courses = {"step": [2.0, 4.0], "bound": [0.5, 2.0], "views": [0.1, 0.2]}
-    found = contest._results(contestants, {n: clock.Course(1, s) for n, s in courses.items()})
+    times = {"step": [2.0, 4.0], "bound": [0.5, 2.0], "views": [0.1, 0.2]}
+    found = contest._results(contestants, {n: clock.TurnTimes(1, s) for n, s in times.items()})
     # images/s: step 4, 2; bound 8, 2; views 40, 20.
     assert found["ratios"]["step/bound"]["samples"] == [0.5, 1.0]
     assert found["ratios"]["step/bound"]["median"] == 0.75
@@ -176,49 +176,49 @@ class Counted:
 
 @pytest.mark.parametrize("more", [[], ["micro_batch=4"], ["accumulate=2"]], ids=str)
 def test_the_bound_runs_no_views_and_no_loader(more):
-    parts = parts_of(*more)
-    raw = first_batch(parts)
-    parts.loader = Counted(parts.loader)
+    setup = setup_of(*more)
+    image_batch = first_batch(setup)
+    setup.loader = Counted(setup.loader)
     made, passed, stepped = [], [], []
-    bound = Step("bound", bounded(parts, raw))
-    parts.views.register_forward_hook(lambda *_: made.append(1))
-    parts.method.backbone.register_forward_hook(lambda net, given, out: passed.append(len(out)))
-    parts.optimizer.register_step_post_hook(lambda *_: stepped.append(1))
-    before = parts.method.backbone.conv1[0].weight.clone()
+    bound = Step("bound", bounded(setup, image_batch))
+    setup.augmentation.register_forward_hook(lambda *_: made.append(1))
+    setup.method.backbone.register_forward_hook(lambda net, given, out: passed.append(len(out)))
+    setup.optimizer.register_step_post_hook(lambda *_: stepped.append(1))
+    before = setup.method.backbone.conv1[0].weight.clone()
     turn(bound, 2, lambda: None)
-    assert (len(made), parts.loader.batches) == (0, 0)
+    assert (len(made), setup.loader.batches) == (0, 0)
     of_bound = list(passed)
     passed.clear()
-    step = Step("step", parts)
+    step = Step("step", setup)
     turn(step, 2, lambda: None)
     assert len(made) > 0
-    assert parts.loader.batches == 3 * parts.config.accumulate
+    assert setup.loader.batches == 3 * setup.config.accumulate
     assert passed == of_bound, "the same passes of the same network"
     assert len(stepped) == 6
-    assert bound.images == step.images == parts.images_per_step
-    assert not torch.equal(before, parts.method.backbone.conv1[0].weight), "one and the same network is trained"
+    assert bound.images == step.images == setup.images_per_step
+    assert not torch.equal(before, setup.method.backbone.conv1[0].weight), "one and the same network is trained"
 
 
 def test_a_loader_decodes_nothing_ahead_after_its_turn():
     import threading
 
-    step = Step("step", parts_of("loader=torch"))
+    step = Step("step", setup_of("loader=torch"))
     turn(step, 1, lambda: None)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sslkit-data")]
 
 
 def test_a_step_beyond_the_run_s_last_is_its_last():
-    parts = parts_of("epochs=1", "batch_size=512")
+    setup = setup_of("epochs=1", "batch_size=512")
     steps = []
-    parts.schedule.set = steps.append
-    turn(Step("step", parts), 3, lambda: None)
+    setup.schedule.set = steps.append
+    turn(Step("step", setup), 3, lambda: None)
     assert steps == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("loader", ["resident", "torch"])
 def test_every_stage_is_timed_and_named_as_part_of_a_step_or_not(loader):
-    parts = parts_of(f"loader={loader}")
-    stages = Stages(parts)
+    setup = setup_of(f"loader={loader}")
+    stages = Stages(setup)
     _, found = turn(stages, 1, lambda: None)
     assert tuple(found) == STAGES
     resident = loader == "resident"
@@ -233,10 +233,10 @@ def test_every_stage_is_timed_and_named_as_part_of_a_step_or_not(loader):
 
 
 def test_stages_train_in_micro_batches_too():
-    parts = parts_of("micro_batch=4", "accumulate=2")
+    setup = setup_of("micro_batch=4", "accumulate=2")
     passed = []
-    parts.method.backbone.register_forward_hook(lambda net, given, out: passed.append(len(out)))
-    turn(Stages(parts), 1, lambda: None)
+    setup.method.backbone.register_forward_hook(lambda net, given, out: passed.append(len(out)))
+    turn(Stages(setup), 1, lambda: None)
     assert passed == 2 * 4 * [8], "two steps of two batches in two pieces of four images, two views each"
 
 
@@ -245,7 +245,7 @@ def test_the_fastest_way_is_looked_for_however_short_the_run(word, tuned, monkey
     class Built(Exception):
         pass
 
-    def building(config, say):
+    def building(config, log):
         raise Built(config.tune)
 
     monkeypatch.setattr(contest, "build", building)
@@ -261,8 +261,8 @@ def test_for_views_alone_no_network_is_tried(monkeypatch):
 
 
 def test_views_are_made_of_as_many_images_as_in_a_step():
-    parts = parts_of("micro_batch=4")
-    own = {contestant.name: contestant for contestant in contest._own(parts, first_batch(parts), None)}
+    setup = setup_of("micro_batch=4")
+    own = {contestant.name: contestant for contestant in contest._own(setup, first_batch(setup), None)}
     seen = []
     own["views"]._parts.views.register_forward_pre_hook(lambda recipe, given: seen.append(len(given[0])))
     own["views"].step()
@@ -273,7 +273,7 @@ def test_stages_clip_gradients_as_a_step_does(monkeypatch):
     clipped = []
     clip = torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: clipped.append(given[1]) or clip(*given))
-    turn(Stages(parts_of("optimizer.clip_grad=0.5")), 1, lambda: None)
+    turn(Stages(setup_of("optimizer.clip_grad=0.5")), 1, lambda: None)
     assert clipped == [0.5, 0.5]
 
 
@@ -295,28 +295,28 @@ def test_choosing_peers():
 
 def test_peers_that_are_not_there_are_said_not_to_be(monkeypatch, tmp_path):
     monkeypatch.setattr(peers, "package_version", lambda name: None)
-    parts = parts_of()
-    found, absent = peers.find(peers.chosen(None), parts, first_batch(parts), tmp_path)
+    setup = setup_of()
+    found, absent = peers.find(peers.chosen(None), setup, first_batch(setup), tmp_path)
     assert found == []
     assert absent["lightly"] == 'not installed: pip install "sslkit[bench]"'
     assert list(absent) == ["lightly", "kornia", "torchvision"]
 
 
 def test_a_peer_that_cannot_begin_is_named_with_the_reason(monkeypatch, tmp_path):
-    def broken(parts, raw):
+    def broken(setup, image_batch):
         raise ImportError("undefined symbol:\n  made for another torch")
 
     monkeypatch.setattr(peers, "_kornia", broken)
-    parts = parts_of()
-    found, absent = peers.find(["kornia"], parts, first_batch(parts), tmp_path)
+    setup = setup_of()
+    found, absent = peers.find(["kornia"], setup, first_batch(setup), tmp_path)
     assert found == []
     assert absent == {"kornia": "failed: undefined symbol: made for another torch"}
 
 
 def test_peers_that_cannot_do_the_same_are_said_not_to(tmp_path):
     pytest.importorskip("lightly")
-    parts = parts_of("method=pirl", "augment.either=0.5")
-    found, absent = peers.find(peers.chosen(None), parts, first_batch(parts), tmp_path)
+    setup = setup_of("method=pirl", "augment.either=0.5")
+    found, absent = peers.find(peers.chosen(None), setup, first_batch(setup), tmp_path)
     assert found == []
     assert absent["lightly"] == "compared for simclr, byol, mocov2, not for pirl"
     assert absent["kornia"] == absent["torchvision"] == "it has no equal of augment.either"
@@ -328,9 +328,9 @@ def test_lightly_trains_on_the_run_s_images(method, tmp_path):
     from sslkit_bench import lightly_peer
 
     more = ["method.queue=16"] if method == "mocov2" else []
-    parts = parts_of(f"method={method}", f"augment={method}", "method.hidden=32", "optimizer.name=sgd", *more)
-    lightly_peer.write_folder(parts, tmp_path)
-    peer = lightly_peer.Lightly(parts, tmp_path)
+    setup = setup_of(f"method={method}", f"augment={method}", "method.hidden=32", "optimizer.name=sgd", *more)
+    lightly_peer.write_folder(setup, tmp_path)
+    peer = lightly_peer.Lightly(setup, tmp_path)
     try:
         before = [p.detach().clone() for p in peer.model.parameters()]
         turn(peer, 1, lambda: None)
@@ -344,7 +344,7 @@ def test_lightly_trains_on_the_run_s_images(method, tmp_path):
     finally:
         workers = list(peer._workers._processes)
         peer.close()
-    assert len(list(tmp_path.glob("*.png"))) == len(parts.stores.pretrain)
+    assert len(list(tmp_path.glob("*.png"))) == len(setup.stores.pretrain)
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()
@@ -364,7 +364,7 @@ def test_lightly_s_transforms_have_the_recipe_s_settings():
     pytest.importorskip("lightly")
     from sslkit_bench.lightly_peer import transform_like
 
-    transform, likeness = transform_like(parts_of("augment=byol", "augment.solarize.p=[0,0.2]"))
+    transform, likeness = transform_like(setup_of("augment=byol", "augment.solarize.p=[0,0.2]"))
     assert likeness == "the run's settings"
     first, second = (view.transform.transforms for view in transform.transforms)
     crop, flip, _vertical, _rotate, jitter, gray, blur, solarize, *_ = second
@@ -372,7 +372,7 @@ def test_lightly_s_transforms_have_the_recipe_s_settings():
     assert jitter.transforms[0].saturation == pytest.approx((0.8, 1.2))
     assert (first[6].prob, blur.prob) == (1.0, 0.1)
     assert (first[7].prob, solarize.prob) == (0.0, 0.2)
-    _, likeness = transform_like(parts_of("augment=digits"))
+    _, likeness = transform_like(setup_of("augment=digits"))
     assert likeness == "without rotate.shear"
 
 
@@ -380,15 +380,15 @@ def test_lightly_s_transforms_have_the_recipe_s_settings():
 def test_others_views_have_the_shape_and_scale_of_ours(augment):
     from sslkit_bench.views_peers import Kornia, Pictures, torchvision_transform
 
-    parts = parts_of(f"augment={augment}", "data=shapes", "data.n_train=64", "data.image_size=32", "batch_size=32")
-    raw = first_batch(parts)
-    ours = parts.views(raw.images, torch.Generator().manual_seed(0))[0].chunk(2)
-    options = parts.config.augment.options
+    setup = setup_of(f"augment={augment}", "data=shapes", "data.n_train=64", "data.image_size=32", "batch_size=32")
+    image_batch = first_batch(setup)
+    ours = setup.augmentation(image_batch.images, torch.Generator().manual_seed(0))[0].chunk(2)
+    options = setup.config.augment.options
     torch.manual_seed(0)
     pictures = Pictures(
-        raw.images.permute(0, 2, 3, 1).numpy(), [torchvision_transform(options, n, parts) for n in range(2)]
+        image_batch.images.permute(0, 2, 3, 1).numpy(), [torchvision_transform(options, n, setup) for n in range(2)]
     )
-    theirs = {"kornia": Kornia(parts, raw).views(), "torchvision": [torch.stack(v) for v in zip(*pictures)]}
+    theirs = {"kornia": Kornia(setup, image_batch).views(), "torchvision": [torch.stack(v) for v in zip(*pictures)]}
     for name, views in theirs.items():
         for mine, other in zip(ours, views):
             assert other.shape == mine.shape == (32, 3, 32, 32), name
@@ -398,10 +398,10 @@ def test_others_views_have_the_shape_and_scale_of_ours(augment):
 
 
 def test_views_are_made_of_the_batch():
-    parts = parts_of()
-    views = Views(parts, first_batch(parts))
+    setup = setup_of()
+    views = ViewsContestant(setup, first_batch(setup))
     made = []
-    parts.views.register_forward_hook(lambda recipe, given, out: made.append(out[0].shape))
+    setup.augmentation.register_forward_hook(lambda recipe, given, out: made.append(out[0].shape))
     turn(views, 1, lambda: None)
     assert made == 2 * [(16, 3, 32, 32)]
     assert views.images == 8

@@ -78,9 +78,9 @@ def test_ways_are_compared_by_losses_and_accuracy(few_images, monkeypatch):
     agreement = script("agreement")
     monkeypatch.setattr(agreement, "BATCH", 8)
     args = Namespace(folder=few_images, epochs=2)
-    runs = {way: [agreement.train(args, agreement.WAYS[way], 0)] for way in ("plain", "kernels")}
+    runs = {candidate: [agreement.train(args, agreement.WAYS[candidate], 0)] for candidate in ("plain", "kernels")}
     assert len(runs["plain"][0]["losses"]) == 4
     found = agreement.summary(runs)
     assert found["plain"]["first_loss_differs_by"] == 0
     assert found["kernels"]["first_loss_differs_by"] < 1e-3
-    assert 0 < found["kernels"]["losses_of_10_steps_differ_by"] < 0.5, "two ways, two roundings"
+    assert 0 < found["kernels"]["losses_of_10_steps_differ_by"] < 0.5, "two candidates, two roundings"

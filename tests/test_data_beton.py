@@ -249,13 +249,13 @@ def test_ffcvs_files_are_used_as_they_are_or_packed_again(theirs, tmp_path):
     folder, pixels = theirs
     config = {"cache": tmp_path / "cache"}
     equal = Packed.Config(root=folder / "raw.beton", **config)
-    stores = open_stores(Choice(name="beton", options=equal), None, 0, say=lambda text: None)
+    stores = open_stores(Choice(name="beton", options=equal), None, 0, log=lambda text: None)
     assert stores.pretrain.path == folder / "raw.beton"
     np.testing.assert_array_equal(stores.pretrain.read(range(40)), pixels)
 
     said = []
     varied = Packed.Config(root=folder / "varied.beton", image_size=32, **config)
-    stores = open_stores(Choice(name="beton", options=varied), None, 0, say=said.append)
+    stores = open_stores(Choice(name="beton", options=varied), None, 0, log=said.append)
     assert len(said) == 1
     assert stores.pretrain.path.parent == tmp_path / "cache"
     assert stores.pretrain.size == 32

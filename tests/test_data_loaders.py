@@ -1,4 +1,4 @@
-"""Loaders: one order, three ways, the same batches."""
+"""Loaders: one order, three kinds, the same batches."""
 
 import functools
 import subprocess
@@ -202,11 +202,11 @@ def test_unlabelled_batches_have_no_labels(tmp_path):
 def test_auto_takes_the_device_while_a_quarter_of_its_memory_is_enough(stores, monkeypatch):
     needed, said = 90 * 40 * 40 * 3, []
     monkeypatch.setattr(module, "free_memory", lambda device: 4 * needed)
-    made = loader(stores["raw"], "auto", say=said.append)
+    made = loader(stores["raw"], "auto", log=said.append)
     assert made.kind == "resident"
     assert "fit in a quarter" in made.why
     monkeypatch.setattr(module, "free_memory", lambda device: 4 * needed - 1)
-    made = loader(stores["raw"], "auto", say=said.append)
+    made = loader(stores["raw"], "auto", log=said.append)
     assert made.kind == ("ffcv" if find_spec("ffcv") else "torch")
     assert "more than a quarter" in made.why
     if made.kind == "ffcv":
@@ -223,7 +223,7 @@ from sslkit.errors import UserError
 
 module.free_memory = lambda device: 1 << 20
 store, said = Store(Path(sys.argv[1])), []
-loader = make_loader(store, batch_size=8, seed=0, device="cpu", say=said.append)
+loader = make_loader(store, batch_size=8, seed=0, device="cpu", log=said.append)
 assert loader.kind == "torch", loader.kind
 assert len(list(loader.epoch(0))) == 11
 (line,) = said

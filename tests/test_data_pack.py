@@ -73,7 +73,7 @@ def test_every_colour_mode_comes_out_as_rgb(form, mode, tolerance):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(orientation):
     upright = halves(80, 64)
-    # What a camera held that way stores: the inverse of the turn that the tag asks for.
+    # What a camera held so stores: the inverse of the turn that the tag asks for.
     inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(inverse[orientation]))
     exif = Image.Exif()

@@ -32,7 +32,7 @@ def packed_files(tmp_path):
 def test_digits_are_packed_once_with_one_line_each(tmp_path):
     said = []
     choice = choose(Digits, "digits", tmp_path)
-    stores = open_stores(choice, None, 0, say=said.append)
+    stores = open_stores(choice, None, 0, log=said.append)
     assert stores.protocol == "digits: train 1437 -> test 360"
     assert (len(stores.pretrain), len(stores.train), len(stores.test)) == (1437, 1437, 360)
     assert stores.train.path == stores.pretrain.path
@@ -44,13 +44,13 @@ def test_digits_are_packed_once_with_one_line_each(tmp_path):
         "packing digits (test)",
     ]
     again = []
-    assert open_stores(choice, None, 0, say=again.append).pretrain.path == stores.pretrain.path
+    assert open_stores(choice, None, 0, log=again.append).pretrain.path == stores.pretrain.path
     assert again == []
 
 
 def test_other_settings_are_packed_beside(tmp_path):
     paths = [
-        open_stores(choose(Shapes, "shapes", tmp_path, n_train=20, n_test=0, **more), None, 0, say=len).pretrain.path
+        open_stores(choose(Shapes, "shapes", tmp_path, n_train=20, n_test=0, **more), None, 0, log=len).pretrain.path
         for more in ({}, {"jpeg_quality": 50}, {"mode": "jpeg"}, {"mode": "jpeg", "jpeg_quality": 50}, {"seed": 1})
     ]
     # The quality of JPEGs does not matter where none are written.
@@ -61,26 +61,26 @@ def test_other_settings_are_packed_beside(tmp_path):
 def test_a_changed_folder_is_packed_again(tmp_path):
     root = photos(tmp_path / "p", "a", "b")
     choice = choose(Folder, "folder", tmp_path, root=root)
-    first = open_stores(choice, None, 0, say=len)
+    first = open_stores(choice, None, 0, log=len)
     assert len(first.pretrain) == 20
     (root / "a" / "0.png").unlink()
-    second = open_stores(choice, None, 0, say=len)
+    second = open_stores(choice, None, 0, log=len)
     assert len(second.pretrain) == 19
     os.utime(root / "a" / "1.png", (1, 1))
-    assert open_stores(choice, None, 0, say=len).pretrain.path not in (first.pretrain.path, second.pretrain.path)
+    assert open_stores(choice, None, 0, log=len).pretrain.path not in (first.pretrain.path, second.pretrain.path)
 
 
 @pytest.mark.parametrize("harm", ["cut", "overwrite", "neighbour"])
 def test_a_damaged_cache_is_packed_again(tmp_path, harm):
     choice = choose(Shapes, "shapes", tmp_path, n_train=20, n_test=0)
-    store = open_stores(choice, None, 0, say=len).pretrain
+    store = open_stores(choice, None, 0, log=len).pretrain
     content, pixels = store.path.read_bytes(), store.read(range(20))
     if harm == "neighbour":
         (store.path.parent / f"{store.path.name}.json").write_text("{")
     else:
         store.path.write_bytes(content[:-100] if harm == "cut" else b"x" * len(content))
     said = []
-    mended = open_stores(choice, None, 0, say=said.append).pretrain
+    mended = open_stores(choice, None, 0, log=said.append).pretrain
     assert said[0].startswith("packing again: ")
     assert mended.path.read_bytes() == content
     np.testing.assert_array_equal(mended.read(range(20)), pixels)
@@ -88,13 +88,13 @@ def test_a_damaged_cache_is_packed_again(tmp_path, harm):
 
 def test_the_remains_of_a_killed_packer_are_swept(tmp_path):
     choice = choose(Shapes, "shapes", tmp_path, n_train=20, n_test=0)
-    path = open_stores(choice, None, 0, say=len).pretrain.path
+    path = open_stores(choice, None, 0, log=len).pretrain.path
     old, young = (path.with_name(f".{path.name}.{pid}.tmp") for pid in (1, 2))
     for file in (old, young):
         file.write_bytes(b"half")
     os.utime(old, (1, 1))
     path.unlink()
-    open_stores(choice, None, 0, say=len)
+    open_stores(choice, None, 0, log=len)
     assert not old.exists()
     assert young.exists()
 
@@ -103,7 +103,7 @@ def test_skipped_images_are_told(tmp_path):
     root = photos(tmp_path / "p", ".", count=30)
     (root / "bad.png").write_text("no picture")
     said = []
-    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, say=said.append)
+    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, log=said.append)
     assert len(stores.pretrain) == 30
     assert "skipped 1 unreadable" in said[1]
     assert "bad.png" in said[1]
@@ -111,7 +111,7 @@ def test_skipped_images_are_told(tmp_path):
 
 def test_a_flat_folder_has_nothing_to_measure(tmp_path):
     root = photos(tmp_path / "p", ".")
-    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, say=len)
+    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, log=len)
     assert stores.train is None
     assert stores.test is None
     assert "no labels" in stores.protocol
@@ -121,13 +121,13 @@ def test_a_flat_folder_has_nothing_to_measure(tmp_path):
 def test_a_fifth_of_one_labelled_folder_is_held_out_by_seed(tmp_path):
     root = photos(tmp_path / "p", "a", "b", "c", count=10)
     choice = choose(Folder, "folder", tmp_path, root=root)
-    stores = open_stores(choice, None, 0, say=len)
+    stores = open_stores(choice, None, 0, log=len)
     assert (len(stores.pretrain), len(stores.train), len(stores.test)) == (30, 24, 6)
     assert np.bincount(stores.test.labels).tolist() == [2, 2, 2]
     assert not set(stores.train.rows) & set(stores.test.rows)
     assert "stratified fifth" in stores.protocol
     assert "held out by seed 0 (seen unlabelled in pre-training): train 24 -> test 6" in stores.protocol
-    same, other = (open_stores(choice, None, seed, say=len).test.rows for seed in (0, 1))
+    same, other = (open_stores(choice, None, seed, log=len).test.rows for seed in (0, 1))
     assert same.tolist() == stores.test.rows.tolist()
     assert other.tolist() != same.tolist()
     assert packed_files(tmp_path) == ["folder-pretrain"]
@@ -135,7 +135,7 @@ def test_a_fifth_of_one_labelled_folder_is_held_out_by_seed(tmp_path):
 
 def test_a_pair_is_measured_from_train_to_test(tmp_path):
     root = photos(tmp_path / "p", "train/a", "train/b", "val/a", "val/b", count=6)
-    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, say=len)
+    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, log=len)
     assert (len(stores.pretrain), len(stores.train), len(stores.test)) == (12, 12, 12)
     assert stores.protocol == f"{root}: train 12 -> test 12"
     assert stores.train.path == stores.pretrain.path != stores.test.path
@@ -143,14 +143,14 @@ def test_a_pair_is_measured_from_train_to_test(tmp_path):
 
 def test_unlabelled_train_with_labelled_test_holds_out_within_test(tmp_path):
     root = photos(tmp_path / "p", "train", "test/a", "test/b")
-    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, say=len)
+    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, log=len)
     assert (len(stores.pretrain), len(stores.train), len(stores.test)) == (10, 16, 4)
 
 
 def test_eval_data_is_independent(tmp_path):
     root = photos(tmp_path / "p", ".", size=70)
     data = choose(Folder, "folder", tmp_path, root=root)
-    stores = open_stores(data, choose(Digits, "digits", tmp_path), 0, say=len)
+    stores = open_stores(data, choose(Digits, "digits", tmp_path), 0, log=len)
     assert (len(stores.pretrain), len(stores.train), len(stores.test)) == (10, 1437, 360)
     # Measured at the size that was trained on.
     assert (stores.image_size, stores.train.size, stores.test.size) == (64, 64, 64)
@@ -160,7 +160,7 @@ def test_eval_data_is_independent(tmp_path):
 def test_eval_data_of_one_folder_holds_out_its_own_fifth(tmp_path):
     labelled = photos(tmp_path / "labelled", "a", "b")
     evaluation = choose(Folder, "folder", tmp_path, root=labelled)
-    stores = open_stores(choose(Digits, "digits", tmp_path), evaluation, 3, say=len)
+    stores = open_stores(choose(Digits, "digits", tmp_path), evaluation, 3, log=len)
     assert (len(stores.pretrain), len(stores.train), len(stores.test)) == (1437, 16, 4)
     assert stores.protocol == f"stratified fifth of {labelled} held out by seed 3: train 16 -> test 4"
 
@@ -168,49 +168,49 @@ def test_eval_data_of_one_folder_holds_out_its_own_fifth(tmp_path):
 def test_eval_data_without_labels_is_refused_before_it_is_packed(tmp_path):
     flat = choose(Folder, "folder", tmp_path, root=photos(tmp_path / "flat", "."))
     with pytest.raises(UserError, match=r"eval_data: .*flat has no labels \(one sub-folder a class"):
-        open_stores(choose(Digits, "digits", tmp_path), flat, 0, say=len)
+        open_stores(choose(Digits, "digits", tmp_path), flat, 0, log=len)
     assert packed_files(tmp_path) == ["digits-pretrain"]
 
 
 def test_one_class_is_nothing_to_measure_and_single_images_are_not_held_out(tmp_path):
     root = photos(tmp_path / "p", "a", "b", count=1)
-    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, say=len)
+    stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, log=len)
     assert stores.train is None
     assert "too few images" in stores.protocol
 
 
 def test_a_packed_file_is_opened_in_place(tmp_path):
-    path = open_stores(choose(Shapes, "shapes", tmp_path, n_train=50, n_test=0), None, 0, say=len).pretrain.path
+    path = open_stores(choose(Shapes, "shapes", tmp_path, n_train=50, n_test=0), None, 0, log=len).pretrain.path
     said = []
-    stores = open_stores(choose(Packed, "beton", tmp_path, root=path), None, 0, say=said.append)
+    stores = open_stores(choose(Packed, "beton", tmp_path, root=path), None, 0, log=said.append)
     assert said == []
     assert stores.pretrain.path == path
     assert (len(stores.train), len(stores.test)) == (40, 10)
     assert stores.pretrain.classes[0] == "circle"
     smaller = choose(Packed, "beton", tmp_path, root=path, store_size=32)
-    stores = open_stores(smaller, None, 0, say=said.append)
+    stores = open_stores(smaller, None, 0, log=said.append)
     assert stores.pretrain.size == 32
     assert len(said) == 1
 
 
 def test_packing_to_a_named_file(tmp_path):
     choice, said = choose(Shapes, "shapes", tmp_path, image_size=112, n_train=20, n_test=5), []
-    store = pack_source(choice, tmp_path / "mine" / "s.beton", "test", say=said.append)
+    store = pack_source(choice, tmp_path / "mine" / "s.beton", "test", log=said.append)
     assert (store.path, len(store), store.size) == (tmp_path / "mine" / "s.beton", 5, 128)
     assert "128 px, JPEG quality 92" in said[0]
     with pytest.raises(UserError, match=r"s\.beton exists"):
-        pack_source(choice, store.path, say=len)
+        pack_source(choice, store.path, log=len)
     with pytest.raises(UserError, match=r"must end in \.beton"):
-        pack_source(choice, tmp_path / "photos", say=len)
+        pack_source(choice, tmp_path / "photos", log=len)
     flat = choose(Folder, "folder", tmp_path, root=photos(tmp_path / "flat", "."))
     with pytest.raises(UserError, match="has no images to test on"):
-        pack_source(flat, tmp_path / "t.beton", "test", say=len)
+        pack_source(flat, tmp_path / "t.beton", "test", log=len)
 
 
 def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLKIT_CACHE", str(tmp_path / "elsewhere"))
     choice = Choice(name="shapes", options=Shapes.Config(n_train=20, n_test=0))
-    assert open_stores(choice, None, 0, say=len).pretrain.path.parent == tmp_path / "elsewhere"
+    assert open_stores(choice, None, 0, log=len).pretrain.path.parent == tmp_path / "elsewhere"
 
 
 @pytest.mark.parametrize("counts", [[50, 50], [1, 9, 30], [7, 7, 7], [1, 1, 1], [2, 2, 2], [1000, 3]])
@@ -235,7 +235,7 @@ def test_real_photographs_from_a_folder(shared, tmp_path):
         pytest.skip("needs cifar10-2k.tar")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
-    stores = open_stores(choose(Folder, "folder", tmp_path, root=tmp_path / "cifar10-2k"), None, 0, say=len)
+    stores = open_stores(choose(Folder, "folder", tmp_path, root=tmp_path / "cifar10-2k"), None, 0, log=len)
     assert stores.image_size == 32
     assert len(stores.pretrain.classes) == 10
     assert len(stores.pretrain) == 2000 or len(stores.pretrain) + len(stores.test) >= 2000

@@ -109,15 +109,15 @@ def test_ffcv_is_built_with_the_number_that_was_decided(store, four_cores, monke
     assert built == [3]
 
 
-def parts_of(*words):
+def setup_of(*words):
     said = []
     return build(resolve([*WORDS, *words]).config, said.append), [line for line in said if "decoding with" in line]
 
 
 @pytest.mark.parametrize(("number", "threads"), [(1, 1), (3, 3), (-1, core_count())])
 def test_a_number_that_was_asked_for_is_kept(number, threads):
-    parts, said = parts_of(f"workers={number}")
-    assert (parts.loader.workers, said) == (threads, [])
+    setup, said = setup_of(f"workers={number}")
+    assert (setup.loader.workers, said) == (threads, [])
 
 
 @pytest.mark.parametrize("number", [0, -2, "some"])
@@ -128,17 +128,17 @@ def test_other_values_are_mistakes(number):
 
 def test_a_run_decides_by_the_step_that_tune_has_timed(four_cores, monkeypatch):
     monkeypatch.setattr(workers, "rate_of_one", lambda store: 1000.0)
-    parts, (line,) = parts_of()
+    setup, (line,) = setup_of()
     assert line == "decoding with 2 of 4 cores: half of them, for the time of a step is not known"
-    file, timing = remembered_in(parts), Timing(parts.execution, first=1.0, step=0.008)
+    file, timing = remembered_in(setup), Timing(setup.execution, first=1.0, step=0.008)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"about": key_of(parts), "compiled_views": None, "timings": [asdict(timing)]}))
+    file.write_text(json.dumps({"about": key_of(setup), "compiled_views": None, "timings": [asdict(timing)]}))
     try:
-        parts, (line,) = parts_of()
+        setup, (line,) = setup_of()
     finally:
         file.unlink()
     assert line == "decoding with 3 of 4 cores: one decodes 1,000 images/s, a step takes 2,000"
-    assert parts.loader.workers == 3
+    assert setup.loader.workers == 3
 
 
 def test_a_run_resumes_with_another_number_to_the_same_weights(tmp_path, monkeypatch):

@@ -72,21 +72,21 @@ def test_the_first_process_goes_first(tmp_path):
 
 
 def tuned_with_a_failure(rank: int, folder: str) -> None:
-    """What tune chooses where the step of one way fails in the second process alone."""
+    """What tune chooses where the step of one direction fails in the second process alone."""
     os.environ["SSLKIT_CACHE"] = folder
     tune.FEWEST_STEPS, tune.trials.TIMED_STEPS = 1, 1
     step = tune.trials.train_step
 
-    def failing(parts, raws, number):
-        if rank == 1 and parts.execution.channels_last:
+    def failing(setup, image_batches, number):
+        if rank == 1 and setup.execution.channels_last:
             raise torch.OutOfMemoryError("out of memory here")
-        return step(parts, raws, number)
+        return step(setup, image_batches, number)
 
     tune.trials.train_step = failing
     said: list[str] = []
     words = [*TINY, "method=simclr", "backbone=shufflenetv2", "precision=fp32", "compile=false", "report=false"]
-    parts = build(resolve(words).config, said.append)
-    assert str(parts.execution) == "fp32, channels first"
+    setup = build(resolve(words).config, said.append)
+    assert str(setup.execution) == "fp32, channels first"
     if rank == 0:
         assert any("fp32, channels last" in line and "not possible here: out of memory here" in line for line in said)
     with distributed.alone():

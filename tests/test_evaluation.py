@@ -354,7 +354,7 @@ def run(tmp_path_factory):
 
 
 def test_every_kept_checkpoint_is_measured_once(run, monkeypatch, capsys):
-    from sslkit.cli.tables import print_courses
+    from sslkit.cli.tables import print_epoch_curves
 
     words = ["evaluators=[knn]", "evaluators.knn.k=5"]
     measured = []
@@ -376,7 +376,7 @@ def test_every_kept_checkpoint_is_measured_once(run, monkeypatch, capsys):
     checkpoints.evaluate_checkpoints(run.path, ["evaluators=[knn]", "evaluators.knn.k=6"], QUIET)
     assert len(measured) == 9, "other settings are another measurement"
 
-    print_courses(first)
+    print_epoch_curves(first)
     shown = capsys.readouterr().out
     assert "last epoch" in shown
     assert "maximum over epochs" in shown
@@ -396,7 +396,7 @@ def test_the_last_checkpoint_is_the_backbone_file_and_the_run_s_own_figures_coun
 
 def test_the_course_of_an_accuracy():
     records = [{"evaluator": "knn", "epoch": e, "top1": t, "top5": 1.0} for e, t in enumerate((0.1, 0.7, 0.7, 0.6))]
-    [course] = checkpoints.courses(records)
+    [course] = checkpoints.epoch_curves(records)
     assert (course.last["epoch"], course.best["epoch"]) == (3, 1)
 
 

@@ -481,7 +481,7 @@ def test_no_labels_are_told(stores, tmp_path):
 def test_digits_end_to_end():
     """A random network is far from useless on digits, and far from good."""
     torch.manual_seed(0)
-    digits = open_stores(Choice(name="digits", options=Digits.Config()), None, 0, say=lambda line: None)
+    digits = open_stores(Choice(name="digits", options=Digits.Config()), None, 0, log=lambda line: None)
     net = create_backbone("shufflenetv2", digits.image_size, stem="imagenet")
     judged = subject(net, (digits.train, digits.test), image_size=digits.image_size)
     nearest, probe = KNN(KNN.Config())(judged), Linear(Linear.Config(epochs=20))(judged)

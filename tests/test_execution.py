@@ -1,20 +1,20 @@
-"""The ways to run a network: which there are on a machine, and that every one of them computes the same."""
+"""The executions of a network: which there are on a machine, and that every one of them computes the same."""
 
 import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from candidates import CPU, CUDA, FIRST, HALF, MIXED, USUAL, built, config_of, stepped
 from small import PlainBackbone, make, without_batch_norm
-from ways import CPU, CUDA, FIRST, HALF, MIXED, USUAL, built, config_of, stepped
 
-from sslkit.augment.views import Views
+from sslkit.augment.multi_view import MultiViewAugmentation
 from sslkit.machine.precision import uncompiled
 from sslkit.methods import RunInfo
 from sslkit.training import execution
 from sslkit.training.execution import Execution, usual
 from sslkit.training.meter import Meter
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit.training.tune.candidates import compiled_candidates, eager_candidates
 
 GENTLE = ["tune=off", "optimizer=sgd", "optimizer.lr=0.001"]
@@ -47,17 +47,19 @@ def test_what_is_tried_on_the_cpu(monkeypatch, bf16, words, precisions, layouts)
     others += [Execution(precisions[0], layout) for layout in layouts[1:]]
     assert usual(config, CPU) == first
     assert eager_candidates(config, CPU, DENSE) == [first, *others]
-    mixed = [replace(way, depthwise_fp32=True) for way in (first, *others) if way.precision == "bf16"][:1]
+    mixed = [
+        replace(candidate, depthwise_fp32=True) for candidate in (first, *others) if candidate.precision == "bf16"
+    ][:1]
     assert set(eager_candidates(config, CPU, DEPTHWISE)) == {first, *others, *mixed}
     assert compiled_candidates(config, CPU, FIRST) == [replace(FIRST, compile="default")]
 
 
-@pytest.mark.parametrize(("word", "ways"), [("true", [USUAL, MIXED]), ("false", [USUAL, HALF])])
-def test_depthwise_convolutions_can_be_fixed(monkeypatch, word, ways):
+@pytest.mark.parametrize(("word", "candidates"), [("true", [USUAL, MIXED]), ("false", [USUAL, HALF])])
+def test_depthwise_convolutions_can_be_fixed(monkeypatch, word, candidates):
     monkeypatch.setattr(execution, "has_bf16", lambda device: True)
     words = ["channels_last=true", f"depthwise_fp32={word}"]
-    assert eager_candidates(config_of(*words), CPU, DEPTHWISE) == ways
-    assert usual(config_of(*words, "precision=bf16"), CPU) == ways[1]
+    assert eager_candidates(config_of(*words), CPU, DEPTHWISE) == candidates
+    assert usual(config_of(*words, "precision=bf16"), CPU) == candidates[1]
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -68,13 +70,13 @@ def test_what_is_tried_on_a_gpu(monkeypatch, bf16):
     expected = [Execution(first), *([Execution(other)] if bf16 else []), Execution(first, False)]
     assert eager_candidates(config, CUDA, DENSE) == expected
     assert set(eager_candidates(config, CUDA, DEPTHWISE)) == {*expected, *([MIXED] if bf16 else [])}
-    assert [way.compile for way in compiled_candidates(config, CUDA, FIRST)] == ["default", "graphs"]
+    assert [candidate.compile for candidate in compiled_candidates(config, CUDA, FIRST)] == ["default", "graphs"]
     assert eager_candidates(config_of("precision=fp16", "channels_last=true"), CUDA, DENSE) == [Execution("fp16")]
 
 
 def test_imitated_bf16_is_not_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert {way.precision for way in eager_candidates(config_of(), CUDA, DEPTHWISE)} == {"fp32"}
+    assert {candidate.precision for candidate in eager_candidates(config_of(), CUDA, DEPTHWISE)} == {"fp32"}
     assert usual(config_of(), CUDA).precision == "fp32"
     assert not execution.has_bf16(CUDA)
 
@@ -83,45 +85,47 @@ def test_imitated_bf16_is_not_tried(monkeypatch):
 def test_compile_can_be_fixed(word, kind):
     config = config_of(word)
     assert usual(config, CPU).compile == kind
-    assert {way.compile for way in eager_candidates(config, CPU, DENSE)} == {"no"}, "compiled once, when one is chosen"
+    assert {candidate.compile for candidate in eager_candidates(config, CPU, DENSE)} == {"no"}, (
+        "compiled once, when one is chosen"
+    )
     assert compiled_candidates(config, CPU, USUAL) == []
 
 
 def test_a_run_goes_on_where_what_it_was_begun_with_is_missing():
-    way = Execution("bf16", compile="graphs", compiled_views=True)
-    assert execution.possible_here(way, CUDA) == way
-    assert execution.possible_here(way, CPU) == Execution("bf16", compile="default")
+    candidate = Execution("bf16", compile="graphs", compiled_views=True)
+    assert execution.possible_here(candidate, CUDA) == candidate
+    assert execution.possible_here(candidate, CPU) == Execution("bf16", compile="default")
 
 
-# --- every way computes the same ---
+# --- every candidate computes the same ---
 
 
 @pytest.mark.parametrize("last", [True, False])
 def test_the_network_sees_the_layout_that_was_chosen(last):
-    parts = built(f"channels_last={last}", "tune=off")
+    setup = built(f"channels_last={last}", "tune=off")
     seen: list[torch.Tensor] = []
-    parts.method.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    stepped(parts)
+    setup.method.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    stepped(setup)
     assert seen[0].is_contiguous() is not last
     assert seen[0].is_contiguous(memory_format=torch.channels_last) is last
-    convolution = next(p for p in parts.method.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1)
+    convolution = next(p for p in setup.method.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1)
     assert convolution.is_contiguous(memory_format=torch.channels_last) is last
 
 
-def calm(way: Execution) -> Parts:
+def calm(candidate: Execution) -> TrainingSetup:
     """A run whose network has no batch norm, which on few small images makes much of little differences."""
-    parts = built("tune=off")
+    setup = built("tune=off")
     torch.manual_seed(0)
-    info = RunInfo(len(parts.stores.pretrain), len(parts.stores.pretrain.classes), 32)
-    parts.method = parts.trained = without_batch_norm(make("simclr", PlainBackbone(), info))
-    parts.optimizer = torch.optim.SGD(parts.method.parameters(), lr=0.1)
-    parts.execution = way
-    way.apply(parts.method)
-    return parts
+    info = RunInfo(len(setup.stores.pretrain), len(setup.stores.pretrain.classes), 32)
+    setup.method = setup.trained = without_batch_norm(make("simclr", PlainBackbone(), info))
+    setup.optimizer = torch.optim.SGD(setup.method.parameters(), lr=0.1)
+    setup.execution = candidate
+    candidate.apply(setup.method)
+    return setup
 
 
 def test_layouts_agree():
-    one, other = (stepped(calm(way), 3) for way in (USUAL, FIRST))
+    one, other = (stepped(calm(candidate), 3) for candidate in (USUAL, FIRST))
     assert one == pytest.approx(other, rel=1e-4)
     assert one[0] != one[1]
 
@@ -139,9 +143,9 @@ def test_depthwise_convolutions_stay_out_of_autocast_on_request_in_copies_too():
     for module in network:
         module.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
 
-    def outcome(way: Execution, module: torch.nn.Module = network) -> torch.Tensor:
+    def outcome(candidate: Execution, module: torch.nn.Module = network) -> torch.Tensor:
         types.clear()
-        with way.context(CPU):
+        with candidate.context(CPU):
             return module(images)
 
     apply_to(network, MIXED)
@@ -163,10 +167,10 @@ def test_depthwise_convolutions_stay_out_of_autocast_on_request_in_copies_too():
     assert types == [torch.bfloat16, torch.bfloat16]
 
 
-def apply_to(network: torch.nn.Module, way: Execution) -> None:
+def apply_to(network: torch.nn.Module, candidate: Execution) -> None:
     method = torch.nn.Module()
     method.backbone = network
-    way.apply(method)
+    candidate.apply(method)
 
 
 def test_a_run_with_depthwise_convolutions_in_fp32_agrees_with_the_plain_one():
@@ -181,7 +185,7 @@ def test_a_run_with_depthwise_convolutions_in_fp32_agrees_with_the_plain_one():
 def test_plain_kernels_reach_every_view_and_agree(augment):
     words = [f"method={augment}", f"augment={augment}", *GENTLE]
     auto, plain = (built(*words, f"kernels={kernels}") for kernels in ("auto", "plain"))
-    views = [part for part in plain.views.modules() if isinstance(part, Views)]
+    views = [part for part in plain.views.modules() if isinstance(part, MultiViewAugmentation)]
     assert len(views) == (2 if augment == "swav" else 1)
     assert {part.kernels for part in views} == {"plain"}
     (first, *later), (expected, *others) = stepped(auto, 3), stepped(plain, 3)

@@ -39,7 +39,7 @@ def test_a_start_changes_the_way_and_not_the_optimum(features):
 
 
 def test_l2_is_the_best_on_the_held_out_fifth():
-    """Few images of many features: the weakest penalties overfit, the strongest say nothing."""
+    """Few images of many features: the weakest penalties overfit, the strongest learn nothing."""
     x, y = clusters(120, classes=4, width=60, spread=3)
     values = np.geomspace(1e-4, 1e6, 6).tolist()
     tried = {}

@@ -1,4 +1,4 @@
-"""SimCLR and BYOL against their papers, and the parts that methods share."""
+"""SimCLR and BYOL against their papers, and the modules that methods share."""
 
 import math
 
@@ -10,7 +10,7 @@ from sslkit.errors import UserError
 from sslkit.methods import BYOL, Batch, Method, MoCoV2, RunInfo, SimCLR
 from sslkit.nn import losses
 from sslkit.nn.heads import ACTIVATIONS, mlp
-from sslkit.nn.momentum import cosine_momentum, ema_update, slow_copy
+from sslkit.nn.momentum import cosine_momentum, ema_update, momentum_encoder
 from sslkit.testing import TinyBackbone, steps_on
 
 INFO = RunInfo(images=100, classes=0, image_size=16)
@@ -35,7 +35,7 @@ def kinds(module: nn.Module) -> list[str]:
 
 def test_simclr_is_one_pass_head_and_nt_xent():
     method, views = make(SimCLR, temperature=0.2), batch()
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     out = method(views)
     z = reference.head(reference.backbone(views.views))
     torch.testing.assert_close(out["loss"].detach(), losses.nt_xent(z[:6], z[6:], 0.2))
@@ -76,7 +76,7 @@ def test_byol_is_the_sum_of_both_directions_with_a_pass_a_view():
     with torch.no_grad():
         for p in method.target.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     out = method(views)
 
     x0, x1 = views.views.chunk(2)
@@ -90,7 +90,7 @@ def test_byol_is_the_sum_of_both_directions_with_a_pass_a_view():
 
 def test_byol_views_may_pass_as_one_batch():
     method, views = make(BYOL, hidden=32, dim=8, joint_views=True), batch()
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     q = reference.predictor(reference.projector(reference.backbone(views.views)))
     z = reference.target(views.views)
     expected = losses.byol(q[:6], z[6:]) + losses.byol(q[6:], z[:6])
@@ -130,7 +130,7 @@ def test_byol_trains_the_online_network_alone_and_moves_the_target_after():
         torch.testing.assert_close(slow, momentum * before + (1 - momentum) * fast.detach())
 
 
-# --- parts ---
+# --- modules ---
 
 
 def test_mlp_shapes_and_options():
@@ -150,7 +150,7 @@ def test_activations_have_names():
 
 def test_slow_copy_shares_nothing_and_takes_no_gradient():
     net = TinyBackbone().train()
-    copy = slow_copy(net)
+    copy = momentum_encoder(net)
     assert copy.training
     assert copy.width == net.width
     ours = {t.data_ptr() for t in net.state_dict().values()}
@@ -171,7 +171,7 @@ def test_ema_after_k_steps():
 @pytest.mark.parametrize(("momentum", "follows"), [(1.0, "slow"), (0.0, "fast")])
 def test_ema_at_its_ends(momentum, follows):
     slow, fast = TinyBackbone(), TinyBackbone()
-    goal = slow_copy({"slow": slow, "fast": fast}[follows])
+    goal = momentum_encoder({"slow": slow, "fast": fast}[follows])
     ema_update(slow, fast, momentum)
     assert all(torch.equal(a, b) for a, b in zip(slow.parameters(), goal.parameters()))
 

@@ -10,7 +10,7 @@ from sslkit.config.run import Optimizer
 from sslkit.errors import UserError
 from sslkit.methods import Batch, MoCoV2, RunInfo
 from sslkit.nn import losses
-from sslkit.nn.momentum import slow_copy
+from sslkit.nn.momentum import momentum_encoder
 from sslkit.testing import TinyBackbone, check_method, in_two_processes
 
 INFO = RunInfo(images=100, classes=0, image_size=32)
@@ -36,7 +36,7 @@ def queries(method: MoCoV2, views: Tensor) -> Tensor:
 
 def test_loss_is_info_nce_of_one_view_against_the_queue():
     method, views = make(temperature=0.3), batch()
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     x0, x1 = views.views.chunk(2)
     expected = losses.info_nce(queries(reference, x0), reference.key_encoder(x1), reference.queue.rows, 0.3)
     out = method(views)
@@ -48,7 +48,7 @@ def test_loss_is_info_nce_of_one_view_against_the_queue():
 
 def test_symmetric_is_the_sum_of_both_directions_and_keeps_both_keys():
     method, views = make(symmetric=True), batch()
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     directions = [views.views.chunk(2), views.views.chunk(2)[::-1]]
     pairs = [(queries(reference, x), reference.key_encoder(y)) for x, y in directions]
     expected = sum(losses.info_nce(q, k, reference.queue.rows) for q, k in pairs)
@@ -60,7 +60,7 @@ def test_symmetric_is_the_sum_of_both_directions_and_keeps_both_keys():
 def test_keys_enter_the_queue_after_the_step():
     method, views = make(), batch()
     before = method.queue.rows.clone()
-    keys = F.normalize(slow_copy(method).key_encoder(views.views.chunk(2)[1]), dim=1)
+    keys = F.normalize(momentum_encoder(method).key_encoder(views.views.chunk(2)[1]), dim=1)
     method(views)
     assert torch.equal(method.queue.rows, before)
     method.after_step(0.5)
@@ -109,7 +109,7 @@ def test_key_encoder_starts_as_a_copy():
 
 def test_batch_norm_in_groups_sees_keys_in_another_order():
     method, views = make(bn_splits=2), batch()
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     x0, x1 = views.views.chunk(2)
     torch.manual_seed(3)
     order = torch.randperm(6)
@@ -186,7 +186,7 @@ def _one_of_two(rank: int) -> None:
     method, views = make(), batch(seed=rank)
     second = views.views.chunk(2)[1]
     torch.manual_seed(rank)  # the permutation must be the first process's nevertheless
-    alone = slow_copy(method).key_encoder(second)
+    alone = momentum_encoder(method).key_encoder(second)
     shuffled = method.embed(views)["k"][:, 0]
     assert not torch.allclose(shuffled, alone), "batch norm must see other images than this process's"
 

@@ -14,7 +14,7 @@ from sslkit.errors import UserError
 from sslkit.methods.base import Batch, RunInfo
 from sslkit.methods.pirl import PIRL, nce, shuffled
 from sslkit.methods.transforms import NAMES
-from sslkit.nn.banks import Bank
+from sslkit.nn.banks import MemoryBank
 from sslkit.testing import TinyBackbone, check_method, steps_on
 
 INFO = RunInfo(images=20, classes=0, image_size=32)
@@ -248,7 +248,7 @@ def slow_update(bank: np.ndarray, indices: list[int], rows: np.ndarray, momentum
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_rows_are_moving_averages_of_unit_length(momentum):
     torch.manual_seed(0)
-    bank = Bank(6, 4).double()
+    bank = MemoryBank(6, 4).double()
     expected = bank.rows.numpy().copy()
     for indices in ([0, 3], [3, 5, 1], [0, 1]):
         rows = 5 * torch.randn(len(indices), 4, dtype=torch.float64)
@@ -258,20 +258,20 @@ def test_rows_are_moving_averages_of_unit_length(momentum):
 
 
 def test_a_row_moves_half_way_to_what_is_perpendicular_to_it():
-    bank = Bank(3, 2)
+    bank = MemoryBank(3, 2)
     bank.rows[1] = torch.tensor([1.0, 0.0])
     bank.update(torch.tensor([1]), torch.tensor([[0.0, 9.0]]))
     torch.testing.assert_close(bank.rows[1], torch.tensor([1.0, 1.0]) / math.sqrt(2))
 
 
 def test_the_bank_starts_with_random_directions():
-    rows = Bank(2000, 8).rows
+    rows = MemoryBank(2000, 8).rows
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(2000))
     assert rows.mean(0).abs().max() < 0.05
 
 
 def test_the_bank_knows_its_age():
-    bank = Bank(4, 2)
+    bank = MemoryBank(4, 2)
     assert bank.health() == {"bank_visited": 0, "bank_age": 0}
     bank.update(torch.tensor([0, 1]), torch.ones(2, 2))
     bank.update(torch.tensor([1]), torch.ones(1, 2))

@@ -68,7 +68,7 @@ def test_flops_of_a_convolution_backwards(groups):
 
 
 def test_time_and_energy_follow_from_a_step(monkeypatch):
-    monkeypatch.setattr(planning, "train_step", lambda parts, raws, step: time.sleep(0.05))
+    monkeypatch.setattr(planning, "train_step", lambda setup, image_batches, step: time.sleep(0.05))
     slow = plan(resolve(replaced("epochs=200")))
     assert 0.05 <= slow.seconds_step < 0.2
     assert slow.steps == 600
@@ -81,7 +81,7 @@ def test_time_and_energy_follow_from_a_step(monkeypatch):
 
 def test_the_time_for_trying_is_bounded(monkeypatch):
     steps = []
-    monkeypatch.setattr(planning, "train_step", lambda parts, raws, step: steps.append(step))
+    monkeypatch.setattr(planning, "train_step", lambda setup, image_batches, step: steps.append(step))
     monkeypatch.setattr(planning, "SECONDS", 0.0)
     assert "median of 1 real steps" in plan(resolve(WORDS)).basis["time"]
     assert steps == [0, 1]
@@ -89,7 +89,7 @@ def test_the_time_for_trying_is_bounded(monkeypatch):
 
 def test_a_run_of_one_step_is_planned_with_that_step(monkeypatch):
     steps = []
-    monkeypatch.setattr(planning, "train_step", lambda parts, raws, step: steps.append(step))
+    monkeypatch.setattr(planning, "train_step", lambda setup, image_batches, step: steps.append(step))
     words = [w for w in replaced("epochs=1") if not w.startswith("batch_size")]
     assert plan(resolve([*words, "batch_size=48"])).steps == 1
     assert steps == [0, 0, 0], "the last step there is, again"
@@ -118,7 +118,7 @@ def test_whether_it_fits_is_the_memory_against_the_card(found, monkeypatch):
 
 
 def test_no_memory_is_the_run_s_own_mistake(monkeypatch):
-    def fail(parts, raws, step):
+    def fail(setup, image_batches, step):
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(planning, "train_step", fail)

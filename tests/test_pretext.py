@@ -15,7 +15,7 @@ from sslkit.methods import Batch, Jigsaw, Method, RandomInit, RotNet, RunInfo, S
 from sslkit.methods.jigsaw import distant_permutations, in_grey, standardised
 from sslkit.methods.patches import gap_size, tile_size, tiles
 from sslkit.methods.rotnet import rotations
-from sslkit.nn.momentum import slow_copy
+from sslkit.nn.momentum import momentum_encoder
 from sslkit.testing import TinyBackbone, check_method, steps_on
 
 INFO = RunInfo(images=100, classes=3, image_size=32)
@@ -91,7 +91,7 @@ def test_no_corner_is_filled_in_from_outside():
 )
 def test_rotnet_is_cross_entropy_over_all_angles_of_every_image(angles, expected):
     method, views = make(RotNet, angles=angles), batch()
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     out = method(views)
     stacked = torch.cat([*rotations(views.views, expected)])
     logits = reference.head(reference.backbone(stacked))
@@ -206,7 +206,7 @@ def test_more_orders_than_there_are():
 
 def test_jigsaw_is_cross_entropy_over_orders():
     method, views = make(Jigsaw, grayscale=0.0, **SMALL), batch()
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     torch.manual_seed(5)
     out = method(views)
     torch.manual_seed(5)

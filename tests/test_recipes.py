@@ -182,7 +182,7 @@ def test_circles_are_a_mistake_and_the_others_are_told_too(tmp_path):
     (tmp_path / "a.yaml").write_text("recipe: b.yaml\n")
     (tmp_path / "b.yaml").write_text("recipe: ./a.yaml\nepocs: 3\n")
     message = mistakes(recipe=tmp_path / "a.yaml")
-    assert f"recipe: {tmp_path}/a.yaml is based on itself, by way of {tmp_path}/b.yaml" in message
+    assert f"recipe: {tmp_path}/a.yaml is based on itself, through {tmp_path}/b.yaml" in message
     assert "epocs: unknown" in message
     (tmp_path / "self.yaml").write_text("recipe: self.yaml\n")
     assert "self.yaml is based on itself" in mistakes(recipe=tmp_path / "self.yaml")

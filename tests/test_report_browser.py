@@ -91,7 +91,7 @@ def test_tables_sort_by_click_and_by_keyboard(tmp_path, visit):
     assert column(page, 2) == ["a", "b", "c"]
     heading.locator("button").press("Enter")
     assert heading.get_attribute("aria-sort") == "descending"
-    # What has no figure stays last, whichever way.
+    # What has no figure stays last in either order.
     assert column(page, 2) == ["b", "a", "c"]
     name = page.locator("#table th", has_text="run").first
     name.locator("button").focus()

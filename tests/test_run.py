@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_what_to_try(tm
     assert not (tmp_path / "run/backbone.safetensors").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory in Linux's way")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_out_of_memory_names_a_batch_that_fits(tmp_path):
     import subprocess
 
@@ -140,8 +140,8 @@ import resource, sslkit, torch
 from pathlib import Path
 torch.set_num_threads(1)
 import sslkit.engine, torchvision, timm
-from sslkit.augment import cpu
-cpu.prepare()
+from sslkit.augment import cpu_kernels
+cpu_kernels.prepare()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20,) * 2)
 sslkit.run(method="simclr", backbone="resnet18", data={{"name": "shapes", "n_train": 512, "image_size": 96}},

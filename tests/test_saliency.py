@@ -180,7 +180,7 @@ def store(path, n, seed, names):
 
 
 class Colours(nn.Module):
-    """Features that are the channels' means, by way of an 8×8 grid."""
+    """Features that are the channels' means, through an 8×8 grid."""
 
     width = 3
 

@@ -94,7 +94,7 @@ class Stops(Display):
         super().__init__(quiet=True)
         self.said = []
 
-    def say(self, text):
+    def log(self, text):
         self.said.append(text)
 
     def metrics(self, metrics):

@@ -9,7 +9,7 @@ from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo, SimCLR
 from sslkit.nn import losses
-from sslkit.nn.momentum import slow_copy
+from sslkit.nn.momentum import momentum_encoder
 from sslkit.testing import TinyBackbone, check_method, steps_on
 
 LOSSES = {
@@ -53,7 +53,7 @@ def batch(images: int = 6) -> Batch:
 def test_each_loss_is_the_function_of_its_name(name):
     options, function = LOSSES[name]
     method, views = make(**options), batch()
-    z0, z1 = slow_copy(method).embed(views)["z"].unbind(1)
+    z0, z1 = momentum_encoder(method).embed(views)["z"].unbind(1)
     out = method(views)
     torch.testing.assert_close(out["loss"].detach(), function(z0, z1))
     assert out.keys() == {

@@ -11,7 +11,7 @@ from sslkit import plugins
 from sslkit.config.resolve import resolve
 from sslkit.methods import Method, RunInfo
 from sslkit.training.build import build
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import _Pieces, train_step
 
 COUPLED = [n for n in plugins.names("methods") if plugins.find("methods", n).embed is not Method.embed]
@@ -19,47 +19,47 @@ ALONE = [n for n in plugins.names("methods") if n not in COUPLED]
 DATA = ["data=shapes", "data.n_train=32", "data.n_test=8", "data.image_size=32", "device=cpu"]
 
 
-def parts_of(method: str, norm: bool = False, **settings: object) -> Parts:
+def setup_of(method: str, norm: bool = False, **settings: object) -> TrainingSetup:
     """A built run whose method is small and, without `norm`, free of batch norm; plain SGD shows the gradients."""
     words = [f"{key}={value}" for key, value in settings.items()]
     words += [f"method.{key}={value}" for key, value in OPTIONS.get(method, {}).items()]
     words += ["optimizer.clip_grad=null"]
     words += [] if "backbone" in settings else ["backbone=vit_tiny"]
-    parts = build(resolve([f"method={method}", "evaluators=[]", *DATA, *words]).config, print)
+    setup = build(resolve([f"method={method}", "evaluators=[]", *DATA, *words]).config, print)
     if not norm:
         torch.manual_seed(0)
-        shapes = parts.stores.pretrain
+        shapes = setup.stores.pretrain
         info = RunInfo(len(shapes), len(shapes.classes), 32)
-        parts.method = parts.trained = without_batch_norm(make(method, backbone_for(method), info))
-    parts.optimizer = torch.optim.SGD([p for p in parts.method.parameters() if p.requires_grad], lr=0.1)
-    return parts
+        setup.method = setup.trained = without_batch_norm(make(method, backbone_for(method), info))
+    setup.optimizer = torch.optim.SGD([p for p in setup.method.parameters() if p.requires_grad], lr=0.1)
+    return setup
 
 
-def gradients(parts: Parts, raws, **options) -> dict[str, torch.Tensor]:
+def gradients(setup: TrainingSetup, image_batches, **options) -> dict[str, torch.Tensor]:
     found = {}
 
     def keep():
-        found.update({n: p.grad.clone() for n, p in parts.method.named_parameters() if p.grad is not None})
+        found.update({n: p.grad.clone() for n, p in setup.method.named_parameters() if p.grad is not None})
 
-    parts.optimizer.step = keep
+    setup.optimizer.step = keep
     torch.manual_seed(0)
-    train_step(parts, raws, 0, **options)
+    train_step(setup, image_batches, 0, **options)
     return found
 
 
-def first_batches(parts: Parts, count: int = 1) -> list:
-    batches = parts.loader.epoch(0)
+def first_batches(setup: TrainingSetup, count: int = 1) -> list:
+    batches = setup.loader.epoch(0)
     return [next(batches) for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", COUPLED)
 def test_micro_batches_have_the_gradient_of_the_whole_batch(name):
-    parts = parts_of(name, batch_size=16, micro_batch=4)
-    raws, reference = first_batches(parts), copy.deepcopy(parts.method)
-    ours = gradients(parts, raws)
+    setup = setup_of(name, batch_size=16, micro_batch=4)
+    image_batches, reference = first_batches(setup), copy.deepcopy(setup.method)
+    ours = gradients(setup, image_batches)
 
     # All pieces in one graph: what micro-batches must equal, random draws included.
-    pieces = _Pieces(parts, raws[0], 0, 0, 4)
+    pieces = _Pieces(setup, image_batches[0], 0, 0, 4)
     embedded = [reference.embed(pieces[i]) for i in range(4)]
     reference.loss({k: torch.cat([e[k] for e in embedded]) for k in embedded[0]})["loss"].backward()
     expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
@@ -71,10 +71,10 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(name):
 
 @pytest.mark.parametrize("name", [n for n in ALONE if n not in ("random",)])
 def test_where_the_loss_is_a_mean_micro_batches_are_its_parts(name):
-    parts = parts_of(name, batch_size=16, micro_batch=8)
-    raws, reference = first_batches(parts), copy.deepcopy(parts.method)
-    ours = gradients(parts, raws)
-    pieces = _Pieces(parts, raws[0], 0, 0, 8)
+    setup = setup_of(name, batch_size=16, micro_batch=8)
+    image_batches, reference = first_batches(setup), copy.deepcopy(setup.method)
+    ours = gradients(setup, image_batches)
+    pieces = _Pieces(setup, image_batches[0], 0, 0, 8)
     for i in range(2):
         (reference(pieces[i])["loss"] / 2).backward()
     for key, p in reference.named_parameters():
@@ -83,26 +83,26 @@ def test_where_the_loss_is_a_mean_micro_batches_are_its_parts(name):
 
 
 def test_simclr_in_micro_batches_equals_one_batch_of_the_same_views():
-    parts = parts_of("simclr", batch_size=16, augment="none")
-    raws = first_batches(parts)
-    whole, pieces = gradients(parts, raws), gradients(parts, raws, micro_batch=4)
+    setup = setup_of("simclr", batch_size=16, augment="none")
+    image_batches = first_batches(setup)
+    whole, pieces = gradients(setup, image_batches), gradients(setup, image_batches, micro_batch=4)
     for key in whole:
         same(pieces[key], whole[key])
 
 
 def test_accumulated_batches_are_averaged():
-    parts = parts_of("simclr", batch_size=8, accumulate=2, augment="none")
-    raws = first_batches(parts, 2)
-    both = gradients(parts, raws)
-    one, two = (gradients(parts, [raw]) for raw in raws)
+    setup = setup_of("simclr", batch_size=8, accumulate=2, augment="none")
+    image_batches = first_batches(setup, 2)
+    both = gradients(setup, image_batches)
+    one, two = (gradients(setup, [image_batch]) for image_batch in image_batches)
     for key in both:
         same(both[key], (one[key] + two[key]) / 2)
 
 
 def test_batch_norm_counts_every_image_once():
-    parts = parts_of("mocov2", norm=True, batch_size=16, micro_batch=4, backbone="shufflenetv2")
-    train_step(parts, first_batches(parts), 0)
-    counts = {int(v) for k, v in parts.method.backbone.state_dict().items() if k.endswith("num_batches_tracked")}
+    setup = setup_of("mocov2", norm=True, batch_size=16, micro_batch=4, backbone="shufflenetv2")
+    train_step(setup, first_batches(setup), 0)
+    counts = {int(v) for k, v in setup.method.backbone.state_dict().items() if k.endswith("num_batches_tracked")}
     assert counts == {4}, "four pieces, each embedded twice and counted once"
 
 
@@ -138,14 +138,14 @@ def test_a_batch_of_4096_in_micro_batches_of_128_takes_the_memory_of_128():
     words = ["data=shapes", "data.n_train=4096", "data.n_test=8", "data.image_size=32", "device=cpu", "evaluators=[]"]
     words += ["method=simclr", "backbone=shufflenetv2", "backbone.stem=imagenet"]
     words += ["optimizer.name=sgd", "optimizer.momentum=0"]
-    # Too few steps for `tune` to try other ways, of which each size might be given another.
+    # Too few steps for `tune` to try other executions, of which each size might be given another.
     words += ["epochs=1"]
     peaks = {}
     for size in (128, 4096):
-        parts = build(resolve([*words, f"batch_size={size}", "micro_batch=128"]).config, print)
-        raws = first_batches(parts)
+        setup = build(resolve([*words, f"batch_size={size}", "micro_batch=128"]).config, print)
+        image_batches = first_batches(setup)
         gc.collect()
-        peaks[size] = peak_bytes(lambda parts=parts, raws=raws: train_step(parts, raws, 0))
-        del parts, raws
+        peaks[size] = peak_bytes(lambda setup=setup, image_batches=image_batches: train_step(setup, image_batches, 0))
+        del setup, image_batches
     embeddings = 4096 * 2 * 128 * 4
     assert peaks[4096] < 1.3 * peaks[128] + 2 * embeddings, {k: f"{v / 2**20:.0f} MiB" for k, v in peaks.items()}

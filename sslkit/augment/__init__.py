@@ -1,8 +1,9 @@
-"""View recipes: uint8 images in, normalised float views out, on the device of the images.
+"""Augmentations: uint8 images in, normalised float views out, on the device of the images.
 
-`base.py` holds the contract, `views.py` the recipe that all built-in ones are made of, `recipes.py` those,
-`steps.py` a step's settings and random parameters. What was drawn for a batch, `parameters.py`, is applied by the
-plain operations of `ops.py`, the reference, or on the CPU by the kernels of `cpu.py`, several times faster.
+`base.py` holds the contract, `multi_view.py` the augmentation that all built-in ones derive from, `builtin.py` those,
+`transforms.py` the settings and random parameters of a transform. The parameters drawn for a batch (`parameters.py`)
+are applied by the plain operations of `ops.py`, the reference, or on the CPU by the kernels of `cpu_kernels.py`,
+several times faster.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,71 +12,71 @@ from sslkit.hookspecs import hookimpl
 from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
-    from sslkit.augment.base import Recipe
-    from sslkit.augment.recipes import (
-        BeasseViews,
-        BYOLViews,
-        DigitViews,
-        MoCoV2Views,
-        PlainViews,
-        SimCLRViews,
-        SmallViews,
-        WeakViews,
+    from sslkit.augment.base import Augmentation
+    from sslkit.augment.builtin import (
+        BeasseAugmentation,
+        BYOLAugmentation,
+        DigitAugmentation,
+        MoCoV2Augmentation,
+        PlainAugmentation,
+        SimCLRAugmentation,
+        SmallAugmentation,
+        WeakAugmentation,
     )
-    from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Rotate, Solarize
-    from sslkit.augment.views import Views
+    from sslkit.augment.multi_view import MultiViewAugmentation
+    from sslkit.augment.transforms import Blur, Crop, Flip, Grayscale, Jitter, Rotate, Solarize
 
 __all__ = [
-    "BYOLViews",
-    "BeasseViews",
+    "Augmentation",
+    "BYOLAugmentation",
+    "BeasseAugmentation",
     "Blur",
     "Crop",
-    "DigitViews",
+    "DigitAugmentation",
     "Flip",
     "Grayscale",
     "Jitter",
-    "MoCoV2Views",
-    "PlainViews",
-    "Recipe",
+    "MoCoV2Augmentation",
+    "MultiViewAugmentation",
+    "PlainAugmentation",
     "Rotate",
-    "SimCLRViews",
-    "SmallViews",
+    "SimCLRAugmentation",
+    "SmallAugmentation",
     "Solarize",
-    "Views",
-    "WeakViews",
+    "WeakAugmentation",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "Recipe": "sslkit.augment.base",
-        "Views": "sslkit.augment.views",
-        "BeasseViews": "sslkit.augment.recipes",
-        "BYOLViews": "sslkit.augment.recipes",
-        "DigitViews": "sslkit.augment.recipes",
-        "MoCoV2Views": "sslkit.augment.recipes",
-        "PlainViews": "sslkit.augment.recipes",
-        "SimCLRViews": "sslkit.augment.recipes",
-        "SmallViews": "sslkit.augment.recipes",
-        "WeakViews": "sslkit.augment.recipes",
-        "Blur": "sslkit.augment.steps",
-        "Crop": "sslkit.augment.steps",
-        "Flip": "sslkit.augment.steps",
-        "Grayscale": "sslkit.augment.steps",
-        "Jitter": "sslkit.augment.steps",
-        "Rotate": "sslkit.augment.steps",
-        "Solarize": "sslkit.augment.steps",
+        "Augmentation": "sslkit.augment.base",
+        "MultiViewAugmentation": "sslkit.augment.multi_view",
+        "BeasseAugmentation": "sslkit.augment.builtin",
+        "BYOLAugmentation": "sslkit.augment.builtin",
+        "DigitAugmentation": "sslkit.augment.builtin",
+        "MoCoV2Augmentation": "sslkit.augment.builtin",
+        "PlainAugmentation": "sslkit.augment.builtin",
+        "SimCLRAugmentation": "sslkit.augment.builtin",
+        "SmallAugmentation": "sslkit.augment.builtin",
+        "WeakAugmentation": "sslkit.augment.builtin",
+        "Blur": "sslkit.augment.transforms",
+        "Crop": "sslkit.augment.transforms",
+        "Flip": "sslkit.augment.transforms",
+        "Grayscale": "sslkit.augment.transforms",
+        "Jitter": "sslkit.augment.transforms",
+        "Rotate": "sslkit.augment.transforms",
+        "Solarize": "sslkit.augment.transforms",
     },
 )
 
 
 @hookimpl
 def register_augmentations(register: Any) -> None:
-    register("simclr", "sslkit.augment.recipes:SimCLRViews")
-    register("byol", "sslkit.augment.recipes:BYOLViews")
-    register("mocov2", "sslkit.augment.recipes:MoCoV2Views")
-    register("small", "sslkit.augment.recipes:SmallViews")
-    register("beasse", "sslkit.augment.recipes:BeasseViews")
-    register("weak", "sslkit.augment.recipes:WeakViews")
-    register("digits", "sslkit.augment.recipes:DigitViews")
-    register("none", "sslkit.augment.recipes:PlainViews")
+    register("simclr", "sslkit.augment.builtin:SimCLRAugmentation")
+    register("byol", "sslkit.augment.builtin:BYOLAugmentation")
+    register("mocov2", "sslkit.augment.builtin:MoCoV2Augmentation")
+    register("small", "sslkit.augment.builtin:SmallAugmentation")
+    register("beasse", "sslkit.augment.builtin:BeasseAugmentation")
+    register("weak", "sslkit.augment.builtin:WeakAugmentation")
+    register("digits", "sslkit.augment.builtin:DigitAugmentation")
+    register("none", "sslkit.augment.builtin:PlainAugmentation")

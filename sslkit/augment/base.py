@@ -10,7 +10,7 @@ from sslkit.config.base import Config as ComponentConfig
 Triple = tuple[float, float, float]
 
 
-class Recipe(nn.Module):
+class Augmentation(nn.Module):
     """Base of every view recipe.
 
     `image_size` is the height and width of a full-size view in pixels; `mean` and `std` normalise its

@@ -37,7 +37,7 @@ class Draws:
         return torch.cat([row < q for row, q in zip(chances, per_view(p, self.views))])
 
 
-class Dealt(Draws):
+class PresampledDraws(Draws):
     """Deals out the columns of one table [V*B, ...] that was drawn in one go, from left to right.
 
     What follows from the numbers is then a pure function of a tensor, which a compiler can take as a whole.
@@ -45,13 +45,13 @@ class Dealt(Draws):
 
     def __init__(self, views: int, numbers: Tensor) -> None:
         super().__init__(views, len(numbers) // views, numbers.device)
-        self.dealt = 0
+        self.used_columns = 0
         """Columns used so far."""
         self._table = numbers
 
     def _numbers(self, columns: int) -> Tensor:
-        self.dealt += columns
-        return self._table[:, self.dealt - columns : self.dealt]
+        self.used_columns += columns
+        return self._table[:, self.used_columns - columns : self.used_columns]
 
 
 def per_view(p: Probability, views: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What was drawn for a batch of views, and the plain way to apply it: the reference of every faster one."""
+"""The random parameters of a batch of views, and the plain operations that apply them: the reference of the kernels."""
 
 from dataclasses import dataclass, replace
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from sslkit.augment import ops
 from sslkit.augment.base import Triple
-from sslkit.augment.steps import NO_BLUR
+from sslkit.augment.transforms import NO_BLUR
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """One set of parameters a view, N = V*B of them, view blocks in order; None: no view gets the step."""
+    """One set of parameters a view, N = V*B of them, view blocks in order; None: no view gets the transform."""
 
     boxes: Tensor
     """[N, 4], rows of top, left, height, width in pixels."""

@@ -73,7 +73,7 @@ def _fit_stem(net: nn.Module, name: str, stem: str, image_size: int) -> str:
 
 
 def _measure_width(net: nn.Module, name: str, image_size: int) -> int:
-    """Run it: what networks say of themselves is not always what comes out."""
+    """Run it: what networks state about themselves is not always what comes out."""
     try:
         out = stems.dry_run(net, image_size)
     except (RuntimeError, ValueError, AssertionError) as error:

@@ -77,7 +77,7 @@ def load_backbone(path: str | Path) -> nn.Module:
 def _parse_header(path: Path, words: dict[str, str]) -> Header:
     if words.get("format") != FORMAT:
         raise UserError(
-            f"{path} was not written by sslkit, so it does not say which network it is; "
+            f"{path} was not written by sslkit, so it does not name its network; "
             f'build one with create_backbone(name, pretrained="{path}")'
         )
     try:

@@ -1,4 +1,4 @@
-"""Fill a network with weights from a file, and say what does not fit."""
+"""Fill a network with weights from a file, and report what does not fit."""
 
 from pathlib import Path
 

@@ -125,7 +125,7 @@ def evaluate(target: str, words: tuple[str, ...], all_checkpoints: bool, as_json
 
     display = Display(quiet=as_json)
     if all_checkpoints:
-        from sslkit.cli.tables import print_courses as show
+        from sslkit.cli.tables import print_epoch_curves as show
         from sslkit.evaluation.checkpoints import evaluate_checkpoints
 
         records = evaluate_checkpoints(target, words, display)
@@ -193,7 +193,7 @@ def pack(source: str, out: Path, words: tuple[str, ...], role: Any) -> None:
     from sslkit.data import pack_source
     from sslkit.runs.display import Display
 
-    store = pack_source(resolve_data(source, words), out, role, Display().say)
+    store = pack_source(resolve_data(source, words), out, role, Display().log)
     size = out.stat().st_size / 2**20
     click.echo(f"{out}: {len(store)} images of {store.size} px, {size:.1f} MiB, {len(store.skipped)} skipped")
 
@@ -220,7 +220,7 @@ def _print_plan(resolved: "Resolved", as_json: bool) -> None:
     from sslkit.runs.display import Display, terminal
     from sslkit.training.plan import as_table, plan
 
-    found = plan(resolved, Display(quiet=as_json).say)
+    found = plan(resolved, Display(quiet=as_json).log)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
     else:

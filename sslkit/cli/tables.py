@@ -80,15 +80,15 @@ def print_records(records: list[dict[str, Any]]) -> None:
             console.print(Text(f"{record['evaluator']}: {note}"))
 
 
-def print_courses(records: list[dict[str, Any]]) -> None:
+def print_epoch_curves(records: list[dict[str, Any]]) -> None:
     """Each accuracy after the last epoch, and beside it, named as such, the highest of all epochs."""
-    from sslkit.evaluation.checkpoints import courses
+    from sslkit.evaluation.checkpoints import epoch_curves
     from sslkit.runs.display import accuracy
 
     table = _table("evaluator", "epochs", "last epoch", "maximum over epochs (chosen by test labels)")
-    for course in courses(records):
-        last, best = (f"{accuracy(r, course.figure)} at {r['epoch']}" for r in (course.last, course.best))
-        table.add_row(*map(Text, (f"{course.evaluator} {course.figure}", str(len(course.records)), last, best)))
+    for curve in epoch_curves(records):
+        last, best = (f"{accuracy(r, curve.figure)} at {r['epoch']}" for r in (curve.last, curve.best))
+        table.add_row(*map(Text, (f"{curve.evaluator} {curve.figure}", str(len(curve.records)), last, best)))
     terminal().print(table)
 
 

@@ -11,7 +11,7 @@ from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.data.images import ArrayImages, Images
-    from sslkit.data.loaders.base import Loader, RawBatch
+    from sslkit.data.loaders.base import ImageBatch, Loader
     from sslkit.data.loaders.ffcv import ffcv_missing
     from sslkit.data.loaders.make import in_order, make_loader
     from sslkit.data.packing.pack import pack
@@ -33,10 +33,10 @@ __all__ = [
     "ArrayImages",
     "Digits",
     "Folder",
+    "ImageBatch",
     "Images",
     "Loader",
     "Packed",
-    "RawBatch",
     "Shapes",
     "Source",
     "Store",
@@ -61,7 +61,7 @@ __getattr__ = lazy_names(
         "Images": "sslkit.data.images",
         "Loader": "sslkit.data.loaders.base",
         "Packed": "sslkit.data.sources.packed",
-        "RawBatch": "sslkit.data.loaders.base",
+        "ImageBatch": "sslkit.data.loaders.base",
         "STL10": "sslkit.data.sources.stl10",
         "Shapes": "sslkit.data.sources.shapes",
         "Source": "sslkit.data.sources.base",

@@ -42,26 +42,26 @@ class Stores:
     """What is measured on what, in words."""
 
 
-def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, say: Callable[[str], None] = print) -> Stores:
+def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Callable[[str], None] = print) -> Stores:
     """The stores that `data=` and `eval_data=` ask for, packed into the cache where they are not yet.
 
     Raises UserError where the images cannot be had, too many are unreadable, or `eval_data` has no labels.
     """
     source = _source(choice)
     image_size = source.image_size()
-    opener = _Opener(choice.name, source, source.store_size(image_size), say)
+    opener = _Opener(choice.name, source, source.store_size(image_size), log)
     pretrain = opener.open("pretrain")
     if pretrain is None:
         raise UserError(f"{choice.name} has no images to pre-train on")
     if eval_choice is None:
         train, test, protocol = _own_evaluation(opener, pretrain, seed)
     else:
-        train, test, protocol = _other_evaluation(eval_choice, image_size, seed, say)
+        train, test, protocol = _other_evaluation(eval_choice, image_size, seed, log)
     mean, std = choice.options.mean, choice.options.std  # type: ignore[attr-defined]
     return Stores(pretrain, train, test, image_size, mean, std, protocol)
 
 
-def pack_source(choice: Choice, out: Path, role: Role = "pretrain", say: Callable[[str], None] = print) -> Store:
+def pack_source(choice: Choice, out: Path, role: Role = "pretrain", log: Callable[[str], None] = print) -> Store:
     """Pack the images of a role to `out`, a new .beton file that `data=` takes.
 
     Raises UserError where `out` is taken or has another ending, the source has no such images, or too many of them
@@ -75,7 +75,7 @@ def pack_source(choice: Choice, out: Path, role: Role = "pretrain", say: Callabl
     images = source.images(role)
     if images is None:
         raise UserError(f"{choice.name} has no images to {role} on; choose another --role")
-    opener = _Opener(choice.name, source, source.store_size(source.image_size()), say)
+    opener = _Opener(choice.name, source, source.store_size(source.image_size()), log)
     return opener.pack(images, role, out)
 
 
@@ -96,11 +96,11 @@ def _own_evaluation(opener: "_Opener", pretrain: Store, seed: int) -> Evaluation
     return None, None, f"{opener.title} has no labels{_where_labels_stand(opener)}: nothing to measure"
 
 
-def _other_evaluation(choice: Choice, image_size: int, seed: int, say: Callable[[str], None]) -> Evaluation:
+def _other_evaluation(choice: Choice, image_size: int, seed: int, log: Callable[[str], None]) -> Evaluation:
     """The same image size as in pre-training, unless `eval_data` names its own."""
     source = _source(choice)
     size = source.config.image_size or image_size
-    opener = _Opener(choice.name, source, source.store_size(size), say)
+    opener = _Opener(choice.name, source, source.store_size(size), log)
     pair = _pair(opener)
     if pair:
         return pair
@@ -151,8 +151,8 @@ def _source(choice: Choice) -> Source:
 class _Opener:
     """Opens the roles of one source at one size, each set of images once."""
 
-    def __init__(self, name: str, source: Source, size: int, say: Callable[[str], None]) -> None:
-        self.name, self.source, self.size, self.say = name, source, size, say
+    def __init__(self, name: str, source: Source, size: int, log: Callable[[str], None]) -> None:
+        self.name, self.source, self.size, self.log = name, source, size, log
         root = source.config.root
         self.title = str(root) if root else name
         self._opened: dict[str, Store] = {}
@@ -167,7 +167,7 @@ class _Opener:
             return None
         path, key = self._cached(role, images)
         if key not in self._opened:
-            self._opened[key] = _open_cached(path, self.say) or self.pack(images, role, path)
+            self._opened[key] = _open_cached(path, self.log) or self.pack(images, role, path)
         return self._opened[key]
 
     def _cached(self, role: Role, images: Images) -> tuple[Path, str]:
@@ -183,7 +183,7 @@ class _Opener:
         config = self.source.config
         mode = concrete_mode(config.mode, self.size)
         how = "raw" if mode == "raw" else f"JPEG quality {config.jpeg_quality}"
-        self.say(f"packing {self.title} ({role}): {self.size} px, {how}, into {path}")
+        self.log(f"packing {self.title} ({role}): {self.size} px, {how}, into {path}")
         # A packer that was killed leaves its temporary file behind.
         recover(path.parent, escape(path.name))
         with progress(f"packing {self.title}") as report:
@@ -198,15 +198,15 @@ class _Opener:
                 progress=report,
             )
         if store.skipped:
-            self.say(f"skipped {len(store.skipped)} unreadable images:\n{name_skipped(store.skipped)}")
+            self.log(f"skipped {len(store.skipped)} unreadable images:\n{name_skipped(store.skipped)}")
         return store
 
 
-def _open_cached(path: Path, say: Callable[[str], None]) -> Store | None:
+def _open_cached(path: Path, log: Callable[[str], None]) -> Store | None:
     if not path.exists():
         return None
     try:
         return Store(path)
     except UserError as error:
-        say(f"packing again: {error}")
+        log(f"packing again: {error}")
         return None

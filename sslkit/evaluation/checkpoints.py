@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Course:
+class EpochCurve:
     """One accuracy of one evaluator, epoch after epoch."""
 
     evaluator: str
@@ -64,10 +64,10 @@ def epoch_checkpoints(run: Run) -> dict[int, Path]:
     return {int(match[1]): path for match, path in matches if match}
 
 
-def courses(records: list[dict[str, Any]]) -> list[Course]:
+def epoch_curves(records: list[dict[str, Any]]) -> list[EpochCurve]:
     """Every top-1 accuracy among the records (top1, semi_1_top1, ...), over the epochs."""
     names = dict.fromkeys((r["evaluator"], k) for r in records for k in r if is_accuracy(k) and k.endswith("top1"))
-    return [Course(e, k, [r for r in records if r["evaluator"] == e and k in r]) for e, k in names]
+    return [EpochCurve(e, k, [r for r in records if r["evaluator"] == e and k in r]) for e, k in names]
 
 
 def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: "Display") -> None:
@@ -119,7 +119,7 @@ def _load(opened: Target, path: Path) -> int:
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """The accuracies over epochs with their 95 % intervals, as a PNG; without an accuracy nothing."""
-    lines = courses(records)
+    lines = epoch_curves(records)
     if not lines:
         return
     from matplotlib.figure import Figure
@@ -127,7 +127,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for line, marker in zip(lines, "osD^vP*X" * len(lines)):
-        _draw_course(axes, line, marker)
+        _draw_epoch_curve(axes, line, marker)
     axes.set(xlabel="epochs of pre-training", ylabel="test accuracy (%)", title="Accuracy over epochs, 95 % intervals")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -135,7 +135,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _draw_course(axes: Any, line: Course, marker: str) -> None:
+def _draw_epoch_curve(axes: Any, line: EpochCurve, marker: str) -> None:
     epochs = [r["epoch"] for r in line.records]
     values, low, high = ([100 * r[line.figure + end] for r in line.records] for end in ("", "_low", "_high"))
     [drawn] = axes.plot(epochs, values, marker=marker, label=f"{line.evaluator} {line.figure}")

@@ -1,4 +1,4 @@
-"""Run evaluators on a backbone, and what their records say."""
+"""Run evaluators on a backbone, and what their records log."""
 
 import time
 from collections.abc import Iterable, Iterator

@@ -113,7 +113,7 @@ def open_target(target: str | Path, words: Iterable[str], display: "Display") ->
         raise UserError(f"{path} is neither a run with a finished backbone nor a weights file")
     resolved = _settings(file, run, str(target), words)
     config = resolved.config
-    stores = open_stores(config.data, config.eval_data, config.seed, say=display.say)
+    stores = open_stores(config.data, config.eval_data, config.seed, log=display.log)
     backbone = _network(file, config, stores.image_size)
     device = pick_device(config.device)
     backbone.to(device)

@@ -14,7 +14,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a method may need to know of the run before it builds its parts."""
+    """What a method may need to know of the run before it builds its setup."""
 
     images: int
     """Number of images to pre-train on (memory banks need one row each)."""
@@ -72,7 +72,7 @@ class Method(nn.Module):
     uses_labels: ClassVar[bool] = False
     """Labels are withheld unless this is True."""
     constant_lr: ClassVar[tuple[str, ...]] = ()
-    """Parts (attribute names) whose learning rate stays at its peak while the others' falls."""
+    """TrainingSetup (attribute names) whose learning rate stays at its peak while the others' falls."""
     sync_batchnorm: ClassVar[bool] = True
     """Whether batch norm on several GPUs sees all their images."""
     width: int

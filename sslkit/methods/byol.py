@@ -13,7 +13,7 @@ from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.nn import losses
 from sslkit.nn.heads import mlp
 from sslkit.nn.health import feature_std
-from sslkit.nn.momentum import cosine_momentum, ema_update, slow_copy
+from sslkit.nn.momentum import cosine_momentum, ema_update, momentum_encoder
 
 
 class BYOL(Method):
@@ -52,7 +52,7 @@ class BYOL(Method):
         super().__init__(config, backbone, info)
         self.projector = mlp(self.width, config.hidden, config.dim, last_bias=False, last_norm=config.last_norm)
         self.predictor = mlp(config.dim, config.hidden, config.dim, last_bias=False)
-        self.target = slow_copy(self._online())
+        self.target = momentum_encoder(self._online())
 
     def _online(self) -> nn.Sequential:
         # Made when needed: a module that kept it would register the backbone a second time.

@@ -12,7 +12,7 @@ from sslkit.machine.distributed import gather, rank, shared, world
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.losses import queue_cross_entropy, queue_health, queue_logits
-from sslkit.nn.momentum import ema_update, slow_copy
+from sslkit.nn.momentum import ema_update, momentum_encoder
 from sslkit.nn.queues import Queue
 
 
@@ -57,7 +57,7 @@ class MoCoV2(Method):
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)
         self.head = mlp(self.width, config.hidden or self.width, config.dim, norm=config.norm, last_norm=config.norm)
-        self.key_encoder = slow_copy(self._query_encoder())
+        self.key_encoder = momentum_encoder(self._query_encoder())
         self.queue = Queue(config.queue, config.dim)
         self._new_keys: list[Tensor] = []
 

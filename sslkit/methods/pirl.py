@@ -12,7 +12,7 @@ from sslkit.machine.distributed import shared
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.methods.patches import GRID, gap_size, tile_size, tiles
 from sslkit.methods.transforms import JIGSAW, check_names, transform
-from sslkit.nn.banks import Bank
+from sslkit.nn.banks import MemoryBank
 from sslkit.nn.losses import queue_health, queue_logits
 
 
@@ -58,7 +58,7 @@ class PIRL(Method):
         if JIGSAW in config.transforms:
             joined = nn.Linear(GRID**2 * config.dim, config.dim)
             self.transformed_head = nn.Sequential(nn.Linear(self.width, config.dim), nn.Flatten(), joined)
-        self.bank = Bank(info.images, config.dim)
+        self.bank = MemoryBank(info.images, config.dim)
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def rotations(images: Tensor, angles: tuple[int, ...]) -> Tensor:
 
     Right angles move pixels and change none. Where an angle is no multiple of 90, all show the square of side
     S/√2 that stays inside the image at any angle, bilinearly resampled to S: neither corners filled in from
-    outside nor the magnification tell the angle. (The paper does not say what its corners held.)
+    outside nor the magnification tell the angle. (The paper does not state what its corners held.)
     """
     if all(angle % 90 == 0 for angle in angles):
         return torch.stack([torch.rot90(images, angle // 90, (2, 3)) for angle in angles])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sslkit.augment import ops
 from sslkit.augment.base import Triple
 from sslkit.augment.draws import Draws
-from sslkit.augment.steps import Blur, Crop, Grayscale, Jitter, Solarize
+from sslkit.augment.transforms import Blur, Crop, Grayscale, Jitter, Solarize
 from sslkit.plugins import suggest
 
 JIGSAW = "jigsaw"

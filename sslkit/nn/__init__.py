@@ -1,1 +1,1 @@
-"""Parts that methods share: losses, heads, momentum encoders, queues, memory banks, health of features."""
+"""TrainingSetup that methods share: losses, heads, momentum encoders, queues, memory banks, health of features."""

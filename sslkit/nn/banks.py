@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Bank(nn.Module):
+class MemoryBank(nn.Module):
     """Moving averages of all images' embeddings, of unit length (Wu et al. 2018; Misra & van der Maaten 2020).
 
     They start as random directions, as in the reference code (VISSL, `norm_init`). All state is in buffers and

@@ -15,7 +15,7 @@ def feature_std(features: Tensor) -> Tensor:
     """Spread of the directions of features [N, D] (SimSiam: Chen and He 2021, 4.1 and Figure 2), as a scalar.
 
     The standard deviation over rows of the L2-normalised features, averaged over the D dimensions, times √D:
-    1 when they spread evenly over the sphere, 0 when all point one way.
+    1 when they spread evenly over the sphere, 0 when all point one direction.
     """
     unit = F.normalize(features.float(), dim=1)
     return unit.std(0, correction=0).mean() * features.shape[1] ** 0.5

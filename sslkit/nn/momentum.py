@@ -10,7 +10,7 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def slow_copy(module: M) -> M:
+def momentum_encoder(module: M) -> M:
     """A copy that shares no tensor with `module`, takes no gradient and stays in its mode (train or eval)."""
     return deepcopy(module).requires_grad_(False)
 

@@ -25,7 +25,7 @@ class Display:
         self._last_line = float("-inf")
         self._warned: set[str] = set()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.console.print(text, markup=False)
 
     def warn_once(self, topic: str, text: str) -> None:
@@ -59,7 +59,7 @@ class Display:
         if self._progress is not None:
             self._progress.update(self._task, completed=metrics["step"], description=text)
         elif self._due(metrics["step"]):
-            self.say(f"step {metrics['step']}/{self._total}  {text}")
+            self.log(f"step {metrics['step']}/{self._total}  {text}")
 
     def _due(self, step: int) -> bool:
         """A log file wants a line every few seconds, not every few milliseconds."""
@@ -72,7 +72,7 @@ class Display:
     def evaluation(self, record: dict[str, Any]) -> None:
         """One evaluator's result."""
         when = f"epoch {record['epoch']}  " if "epoch" in record else ""
-        self.say(f"{when}{record['evaluator']}: {figures(record)}")
+        self.log(f"{when}{record['evaluator']}: {figures(record)}")
 
 
 def figures(record: dict[str, Any]) -> str:

@@ -10,12 +10,12 @@ from sslkit.testing.contract import checked_settings, expect
 
 
 def check_dataset(source_class: type, **options: Any) -> None:
-    """Check a data set that is at hand (`options` say where): images, labels, names, fingerprints."""
+    """Check a data set that is at hand (`options` tell where): images, labels, names, fingerprints."""
     config = checked_settings(source_class, options)
     mistakes = list(config.check())
     expect(not mistakes, f"check() finds mistakes in these options: {'; '.join(mistakes)}")
     source: Any = source_class(config)
-    expect(source.claims(Path("no/such/path")) is False, "claims(path) must say False of what it does not read")
+    expect(source.claims(Path("no/such/path")) is False, "claims(path) must be False for what it does not read")
     pretrain, train, test = (source.images(role) for role in ("pretrain", "train", "test"))
     expect(pretrain is not None, 'images("pretrain") must give the images to pre-train on')
     expect(source.count() in (None, len(pretrain)), f"count() says {source.count()} of {len(pretrain)} images")

@@ -42,7 +42,7 @@ def check_evaluator(evaluator_class: type[Evaluator], **options: Any) -> None:
     expect(first == second, f"an evaluator must give the same figures each time, not {first} and then {second}")
     _check_kept(subject, features, weights)
     protocol = evaluator.protocol
-    expect(isinstance(protocol, str) and bool(protocol), "protocol must say in words how the figures came about")
+    expect(isinstance(protocol, str) and bool(protocol), "protocol must state in words how the figures came about")
 
 
 def _repeatable(evaluator_class: type, figures: dict[str, float]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sslkit import plugins
-from sslkit.augment.views import numba_missing
+from sslkit.augment.multi_view import numba_missing
 from sslkit.config.run import RunConfig
 from sslkit.data import Stores, make_loader, open_stores
 from sslkit.data.loaders import workers
@@ -19,18 +19,18 @@ from sslkit.machine import distributed
 from sslkit.machine.devices import pick_device
 from sslkit.methods.base import Method
 from sslkit.methods.build import build_method
-from sslkit.training.execution import Execution, possible_here, usual, view_recipes
+from sslkit.training.execution import Execution, multi_view_augmentations, possible_here, usual
 from sslkit.training.optim.optimizer import make_optimizer
 from sslkit.training.optim.schedule import make_schedule, scaled_lr
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit.training.tune import tune
 from sslkit.training.tune.timings import images_per_second
 
 
-def build(config: RunConfig, say: Callable[[str], None], execution: Execution | None = None) -> Parts:
-    """Data, views, method, optimizer and schedule, on their device; run in the fastest way that `tune` finds.
+def build(config: RunConfig, log: Callable[[str], None], execution: Execution | None = None) -> TrainingSetup:
+    """Data, views, method, optimizer and schedule, on their device; run in the fastest candidate that `tune` finds.
 
-    `execution`: the way to run, where it is known already.
+    `execution`: the candidate to run, where it is known already.
     """
     device = pick_device(config.device)
     _set_kernels(config.deterministic, device)
@@ -39,7 +39,7 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         Thread(target=_compile_kernels, name="sslkit-kernels").start()
     # One process packs what is not packed yet; the others find it done.
     with distributed.main_first():
-        stores = open_stores(config.data, config.eval_data, config.seed, say=say)
+        stores = open_stores(config.data, config.eval_data, config.seed, log=log)
     torch.manual_seed(config.seed)
     method = build_method(config, stores).to(device)
     method.to(memory_format=usual(config, device).memory_format)
@@ -52,7 +52,7 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         workers=config.workers,
         rank=distributed.rank(),
         world=distributed.world(),
-        say=say,
+        log=log,
     )
     steps_per_epoch = loader.steps_per_epoch // config.accumulate
     if steps_per_epoch == 0:
@@ -63,11 +63,11 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
     lr = scaled_lr(config.optimizer, config.batch_size * config.accumulate)
     optimizer = make_optimizer(method, config.optimizer, lr, method.constant_lr)
     schedule = make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch)
-    parts = Parts(
+    setup = TrainingSetup(
         config=config,
         stores=stores,
         loader=loader,
-        views=_make_views(config, stores, device),
+        augmentation=_make_augmentation(config, stores, device),
         method=method,
         trained=method,
         optimizer=optimizer,
@@ -77,29 +77,29 @@ def build(config: RunConfig, say: Callable[[str], None], execution: Execution | 
         execution=usual(config, device),
         steps_per_epoch=steps_per_epoch,
     )
-    parts.execution = possible_here(execution, device) if execution else tune(parts, say)
-    parts.execution.apply_to_views(parts.views)
+    setup.execution = possible_here(execution, device) if execution else tune(setup, log)
+    setup.execution.apply_to_augmentation(setup.augmentation)
     if config.workers == "auto":
-        workers.decide(loader, images_per_second(parts), say, distributed.local_world())
+        workers.decide(loader, images_per_second(setup), log, distributed.local_world())
     # Now that nothing is tried any more, which a process does alone.
-    parts.method = method = _with_synchronised_norm(method, device)
-    parts.execution.apply(method)
-    parts.trained = _in_step_with_others(method, config, device)
-    return parts
+    setup.method = method = _with_synchronised_norm(method, device)
+    setup.execution.apply(method)
+    setup.trained = _in_step_with_others(method, config, device)
+    return setup
 
 
-def _make_views(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:
+def _make_augmentation(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:
     recipe = plugins.find("augmentations", config.augment.name)
     views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
-    for part in view_recipes(views):
+    for part in multi_view_augmentations(views):
         part.kernels = config.kernels
     return views
 
 
 def _compile_kernels() -> None:
-    from sslkit.augment import cpu
+    from sslkit.augment import cpu_kernels
 
-    cpu.prepare()
+    cpu_kernels.prepare()
 
 
 def _set_kernels(deterministic: bool, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """Build a run from its configuration and train it. Nothing here knows any particular method.
 
-Reading order: `run` and `resume` at the top, then `_train` with one epoch below it; `build.py` makes the parts,
+Reading order: `run` and `resume` at the top, then `_train` with one epoch below it; `build.py` makes the setup,
 `step.py` takes a step. With several processes each runs all of this; the first one logs, evaluates and saves.
 """
 
@@ -37,7 +37,7 @@ from sslkit.training.meter import Meter
 from sslkit.training.optim.state import optimizer_tensors, restore_optimizer
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
 from sslkit.training.preflight import resolve_new_layers
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import train_step
 from sslkit.training.stopping import Interrupted, Stopper
 
@@ -57,10 +57,10 @@ def run(resolved: Resolved, display: Display | None = None) -> Run:
         return _launch_new(Run.create(resolved))
     with launch.joined(resolved.config.device):
         display = display or Display(quiet=not distributed.is_main())
-        parts = build(resolved.config, display.say)
+        setup = build(resolved.config, display.log)
         new = _create(resolved)
-        _note(new, parts)
-        _finish(new, lambda: _train(new, parts, 0, display))
+        _note(new, setup)
+        _finish(new, lambda: _train(new, setup, 0, display))
     return new
 
 
@@ -77,9 +77,9 @@ def resume(path: str | Path, display: Display | None = None, devices: int | None
     with launch.joined(old.config.device):
         display = display or Display(quiet=not distributed.is_main())
         noted = old.derived.get("execution")
-        parts = build(old.config, display.say, Execution(**noted) if noted else None)
-        step = _go_on(old, parts, display)
-        _finish(old, lambda: _train(old, parts, step, display))
+        setup = build(old.config, display.log, Execution(**noted) if noted else None)
+        step = _go_on(old, setup, display)
+        _finish(old, lambda: _train(old, setup, step, display))
     return old
 
 
@@ -97,25 +97,25 @@ def _create(resolved: Resolved) -> Run:
     return Run(path, resolved.config, resolved.origins)
 
 
-def _go_on(run: Run, parts: Parts, display: Display) -> int:
+def _go_on(run: Run, setup: TrainingSetup, display: Display) -> int:
     """Restore the newest checkpoint; the step it was made after, or 0."""
     before = run.derived.get("processes")
     if before and before != distributed.world():
-        display.say(
+        display.log(
             f"begun with {_processes(before)}, going on with {distributed.world()}: the same batches, other views"
         )
     checkpoint, complaints = run.newest_checkpoint()
     for complaint in complaints:
-        display.say(complaint)
+        display.log(complaint)
     if checkpoint is not None:
-        _restore(parts, checkpoint)
-        display.say(f"going on from step {checkpoint.step} of {parts.steps}")
+        _restore(setup, checkpoint)
+        display.log(f"going on from step {checkpoint.step} of {setup.steps}")
     elif before:
-        display.say(f"{run.path} has no usable checkpoint yet: starting from the beginning")
+        display.log(f"{run.path} has no usable checkpoint yet: starting from the beginning")
     step = checkpoint.step if checkpoint else 0
     if distributed.is_main():
         run.forget_after(step)
-        _note(run, parts)
+        _note(run, setup)
     return step
 
 
@@ -123,27 +123,27 @@ def _processes(count: int) -> str:
     return f"{count} process{'es' if count > 1 else ''}"
 
 
-def _note(run: Run, parts: Parts) -> None:
+def _note(run: Run, setup: TrainingSetup) -> None:
     if not distributed.is_main():
         return
     # Counting takes a slow pass, and a run that goes on has the network it began with.
-    gflops = run.derived.get("gflops") or flops(parts.method.backbone, parts.stores.image_size) / 1e9
+    gflops = run.derived.get("gflops") or flops(setup.method.backbone, setup.stores.image_size) / 1e9
     run.note(
-        images=len(parts.stores.pretrain),
-        skipped=len(parts.stores.pretrain.skipped),
-        skipped_images=parts.stores.pretrain.skipped[:100],
-        image_size=parts.stores.image_size,
-        loader=parts.loader.kind,
-        loader_why=parts.loader.why,
-        workers=parts.loader.workers,
-        device=str(parts.device),
-        execution=asdict(parts.execution),
-        stem=parts.method.backbone.stem_kind,
-        width=parts.method.backbone.width,
-        parameters=sum(p.numel() for p in parts.method.backbone.parameters()),
+        images=len(setup.stores.pretrain),
+        skipped=len(setup.stores.pretrain.skipped),
+        skipped_images=setup.stores.pretrain.skipped[:100],
+        image_size=setup.stores.image_size,
+        loader=setup.loader.kind,
+        loader_why=setup.loader.why,
+        workers=setup.loader.workers,
+        device=str(setup.device),
+        execution=asdict(setup.execution),
+        stem=setup.method.backbone.stem_kind,
+        width=setup.method.backbone.width,
+        parameters=sum(p.numel() for p in setup.method.backbone.parameters()),
         gflops=gflops,
-        steps_per_epoch=parts.steps_per_epoch,
-        peak_lr=parts.peak_lr,
+        steps_per_epoch=setup.steps_per_epoch,
+        peak_lr=setup.peak_lr,
         processes=distributed.world(),
     )
 
@@ -160,90 +160,90 @@ def _finish(run: Run, work: Callable[[], None]) -> None:
             plugins.hooks().run_finished(run=run, error=error)
 
 
-def _train(run: Run, parts: Parts, step: int, display: Display) -> None:
+def _train(run: Run, setup: TrainingSetup, step: int, display: Display) -> None:
     """The loop: epochs, with checkpoints and evaluations between them."""
-    first = step // parts.steps_per_epoch
-    meter = Meter(parts.method.backbone, parts.device, run.metrics[-1]["seconds"] if step else 0.0)
+    first = step // setup.steps_per_epoch
+    meter = Meter(setup.method.backbone, setup.device, run.metrics[-1]["seconds"] if step else 0.0)
     saved = time.monotonic()
     if distributed.is_main():
         plugins.hooks().run_started(run=run)
-        if parts.config.report:
-            keep_first_views(run, parts)
-    with Stopper(display.say) as stopper, display.bar(parts.steps, step), energy.recorded(run, parts.device), meter:
+        if setup.config.report:
+            keep_first_views(run, setup)
+    with Stopper(display.log) as stopper, display.bar(setup.steps, step), energy.recorded(run, setup.device), meter:
         try:
-            _evaluate_if_due(run, parts, first, step, display, stopper)
-            for epoch in range(first, parts.config.epochs):
-                for done in _epoch(run, parts, epoch, step, meter, display):
+            _evaluate_if_due(run, setup, first, step, display, stopper)
+            for epoch in range(first, setup.config.epochs):
+                for done in _epoch(run, setup, epoch, step, meter, display):
                     step = done
                     stopper.stop_if_asked()
-                if distributed.is_main() and _checkpoint_due(parts.config, epoch + 1, time.monotonic() - saved):
-                    _save(run, parts, step)
+                if distributed.is_main() and _checkpoint_due(setup.config, epoch + 1, time.monotonic() - saved):
+                    _save(run, setup, step)
                     saved = time.monotonic()
-                _evaluate_if_due(run, parts, epoch + 1, step, display, stopper)
+                _evaluate_if_due(run, setup, epoch + 1, step, display, stopper)
         except Interrupted as stopped:
-            _leave(run, parts, step, meter, display, stopped)
+            _leave(run, setup, step, meter, display, stopped)
             raise
     if distributed.is_main():
-        display.say(f"took:     {energy.in_words(run.derived)}")
-    display.say(f"backbone: {run.backbone_file}")
-    if parts.config.report and distributed.is_main():
-        display.say(f"report: {report.write([run.path])}")
+        display.log(f"took:     {energy.in_words(run.derived)}")
+    display.log(f"backbone: {run.backbone_file}")
+    if setup.config.report and distributed.is_main():
+        display.log(f"report: {report.write([run.path])}")
 
 
-def _leave(run: Run, parts: Parts, step: int, meter: Meter, display: Display, stopped: Interrupted) -> None:
-    """Save on the way out, unless the signal cut a step in two: half a step is no state to go on from."""
+def _leave(run: Run, setup: TrainingSetup, step: int, meter: Meter, display: Display, stopped: Interrupted) -> None:
+    """Save on exit, unless the signal cut a step in two: half a step is no state to go on from."""
     if stopped.within_step:
-        display.say(f"stopped within a step, not saved; go on from the last checkpoint with: sslkit resume {run.path}")
+        display.log(f"stopped within a step, not saved; go on from the last checkpoint with: sslkit resume {run.path}")
         return
     if meter.pending:
-        _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
+        _log(run, setup, meter.read(run, _lr(setup), step / setup.steps_per_epoch), display)
     if distributed.is_main():
-        display.say(f"stopped; saved {_save(run, parts, step)}; go on with: sslkit resume {run.path}")
+        display.log(f"stopped; saved {_save(run, setup, step)}; go on with: sslkit resume {run.path}")
 
 
-def _epoch(run: Run, parts: Parts, epoch: int, step: int, meter: Meter, display: Display) -> Iterator[int]:
+def _epoch(run: Run, setup: TrainingSetup, epoch: int, step: int, meter: Meter, display: Display) -> Iterator[int]:
     """The steps of one epoch from `step` on; yields the number of steps done after each."""
-    end = (epoch + 1) * parts.steps_per_epoch
-    accumulate = parts.config.accumulate
-    batches = parts.loader.epoch(epoch, (step - epoch * parts.steps_per_epoch) * accumulate)
+    end = (epoch + 1) * setup.steps_per_epoch
+    accumulate = setup.config.accumulate
+    batches = setup.loader.epoch(epoch, (step - epoch * setup.steps_per_epoch) * accumulate)
     meter.start()
     while step < end:
         with meter.waiting():
-            raws = list(islice(batches, accumulate))
-        parts.schedule.set(step)
+            image_batches = list(islice(batches, accumulate))
+        setup.schedule.set(step)
         try:
-            scalars = train_step(parts, raws, step)
+            scalars = train_step(setup, image_batches, step)
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise out_of_memory(parts, raws[0], error) from error
+                raise out_of_memory(setup, image_batches[0], error) from error
             raise
         step += 1
-        meter.add(step, scalars, images=parts.images_per_step)
-        if step % parts.config.log_every == 0 or step == end:
-            _log(run, parts, meter.read(run, _lr(parts), step / parts.steps_per_epoch), display)
+        meter.add(step, scalars, images=setup.images_per_step)
+        if step % setup.config.log_every == 0 or step == end:
+            _log(run, setup, meter.read(run, _lr(setup), step / setup.steps_per_epoch), display)
         yield step
 
 
-def _lr(parts: Parts) -> float:
+def _lr(setup: TrainingSetup) -> float:
     """The rate of the last step."""
-    return parts.optimizer.param_groups[0]["lr"]
+    return setup.optimizer.param_groups[0]["lr"]
 
 
-def _log(run: Run, parts: Parts, metrics: dict[str, Any], display: Display) -> None:
+def _log(run: Run, setup: TrainingSetup, metrics: dict[str, Any], display: Display) -> None:
     if not distributed.is_main():
         return
     run.log_metrics(metrics)
     display.metrics(metrics)
-    if warning := _signs_of_collapse(parts, metrics):
+    if warning := _signs_of_collapse(setup, metrics):
         display.warn_once("collapse", f"step {metrics['step']}: {warning}")
     plugins.hooks().run_logged(run=run, step=metrics["step"], metrics=metrics)
 
 
-def _signs_of_collapse(parts: Parts, metrics: dict[str, Any]) -> str | None:
+def _signs_of_collapse(setup: TrainingSetup, metrics: dict[str, Any]) -> str | None:
     std, rank = metrics.get("feature_std"), metrics.get("effective_rank")
     if std is None or rank is None:
         return None
-    width: Any = parts.method.backbone.width
+    width: Any = setup.method.backbone.width
     return collapse_warning(std, rank, width)
 
 
@@ -253,70 +253,70 @@ def _checkpoint_due(config: RunConfig, epoch: int, since: float) -> bool:
     return bool(asked) or epoch == config.epochs or since > 60
 
 
-def _save(run: Run, parts: Parts, step: int) -> Path:
+def _save(run: Run, setup: TrainingSetup, step: int) -> Path:
     """Checkpoint and backbone file of this moment. An epoch's own checkpoint has the epoch's plain name."""
-    epoch, extra = divmod(step, parts.steps_per_epoch)
+    epoch, extra = divmod(step, setup.steps_per_epoch)
     name = f"epoch-{epoch:04d}" + (f"+{extra:04d}" if extra else "")
-    tensors, optimizer = optimizer_tensors(parts.optimizer)
+    tensors, optimizer = optimizer_tensors(setup.optimizer)
     state = {
-        "epoch": step / parts.steps_per_epoch,
+        "epoch": step / setup.steps_per_epoch,
         "optimizer": optimizer,
-        "scaler": parts.scaler.state_dict(),
-        "steps_per_epoch": parts.steps_per_epoch,
+        "scaler": setup.scaler.state_dict(),
+        "steps_per_epoch": setup.steps_per_epoch,
     }
     # The backbone first: a kill between the two must not leave it older than the checkpoint one goes on from.
     save_backbone(
-        parts.method.exported,
+        setup.method.exported,
         run.backbone_file,
-        name=parts.method.trained_backbone(run.config.backbone).name,
-        image_size=parts.stores.image_size,
-        mean=parts.stores.mean,
-        std=parts.stores.std,
+        name=setup.method.trained_backbone(run.config.backbone).name,
+        image_size=setup.stores.image_size,
+        mean=setup.stores.mean,
+        std=setup.stores.std,
         config=run.config.model_dump(mode="json"),
     )
-    checkpoint = Checkpoint(step, parts.method.state_dict(), tensors, state)
+    checkpoint = Checkpoint(step, setup.method.state_dict(), tensors, state)
     return run.save_checkpoint(checkpoint, name, run.config.checkpoint_every)
 
 
-def _restore(parts: Parts, checkpoint: Checkpoint) -> None:
-    if checkpoint.state["steps_per_epoch"] != parts.steps_per_epoch:
+def _restore(setup: TrainingSetup, checkpoint: Checkpoint) -> None:
+    if checkpoint.state["steps_per_epoch"] != setup.steps_per_epoch:
         raise UserError(
             f"the data has changed: an epoch had {checkpoint.state['steps_per_epoch']} steps and now has "
-            f"{parts.steps_per_epoch}; bring the same images back, or start a new run"
+            f"{setup.steps_per_epoch}; bring the same images back, or start a new run"
         )
-    state = parts.method.state_dict()
+    state = setup.method.state_dict()
     if state.keys() != checkpoint.model.keys():
         raise UserError("the method or the backbone has changed since the checkpoint; start a new run")
     # Updated, not replaced: a state dict also carries version numbers, which some networks look at.
     state.update(checkpoint.model)
-    parts.method.load_state_dict(state)
-    restore_optimizer(parts.optimizer, checkpoint.optimizer, checkpoint.state["optimizer"])
-    parts.scaler.load_state_dict(checkpoint.state["scaler"])
+    setup.method.load_state_dict(state)
+    restore_optimizer(setup.optimizer, checkpoint.optimizer, checkpoint.state["optimizer"])
+    setup.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
-def _evaluate_if_due(run: Run, parts: Parts, epoch: int, step: int, display: Display, stopper: Stopper) -> None:
+def _evaluate_if_due(run: Run, setup: TrainingSetup, epoch: int, step: int, display: Display, stopper: Stopper) -> None:
     """Evaluate after `epoch` epochs if that is asked for and the results are not there yet."""
-    every, last = parts.config.eval_every, parts.config.epochs
-    if step % parts.steps_per_epoch or not (epoch in (0, last) or (every and epoch % every == 0)):
+    every, last = setup.config.eval_every, setup.config.epochs
+    if step % setup.steps_per_epoch or not (epoch in (0, last) or (every and epoch % every == 0)):
         return
     known = {r["evaluator"] for r in run.evaluations if r["epoch"] == epoch and r["during_run"]}
-    todo = [e for e in evaluation.possible(parts.config.evaluators, parts.stores) if e.name not in known]
+    todo = [e for e in evaluation.possible(setup.config.evaluators, setup.stores) if e.name not in known]
     stopper.stop_if_asked()
     if todo and distributed.is_main():
         with uncompiled():
-            stopper.at_once(lambda: _evaluate(run, parts, todo, {"epoch": epoch, "step": step}, display))
+            stopper.at_once(lambda: _evaluate(run, setup, todo, {"epoch": epoch, "step": step}, display))
     stopper.stop_if_asked()
 
 
-def _evaluate(run: Run, parts: Parts, todo: list[Choice], when: dict[str, int], display: Display) -> None:
+def _evaluate(run: Run, setup: TrainingSetup, todo: list[Choice], when: dict[str, int], display: Display) -> None:
     records = evaluation.evaluate(
-        parts.method.exported,
+        setup.method.exported,
         todo,
-        parts.stores,
-        parts.device,
-        parts.config.seed,
-        initial=lambda: evaluation.untrained(run.config, parts.stores.image_size),
-        head=lambda: evaluation.projection_head(parts.method),
+        setup.stores,
+        setup.device,
+        setup.config.seed,
+        initial=lambda: evaluation.untrained(run.config, setup.stores.image_size),
+        head=lambda: evaluation.projection_head(setup.method),
         folder=run.path,
     )
     for record in records:

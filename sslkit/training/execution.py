@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.augment.views import Views
+from sslkit.augment.multi_view import MultiViewAugmentation
 from sslkit.config.run import RunConfig
 from sslkit.machine import distributed
 from sslkit.machine.precision import PRECISIONS, usual_precision
@@ -18,7 +18,7 @@ from sslkit.methods.base import Method
 
 @dataclass(frozen=True)
 class Execution:
-    """One way to run a step. Two of them differ in rounding alone, and in the precision that they name."""
+    """One candidate to run a step. Two of them differ in rounding alone, and in the precision that they name."""
 
     precision: str = "fp32"
     """fp32, bf16 or fp16, the type of autocast."""
@@ -61,9 +61,9 @@ class Execution:
         if self.compile == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
 
-    def apply_to_views(self, views: nn.Module) -> None:
+    def apply_to_augmentation(self, views: nn.Module) -> None:
         """Compile the recipes, or no longer compile them, in place."""
-        for recipe in view_recipes(views):
+        for recipe in multi_view_augmentations(views):
             recipe.compile() if self.compiled_views else recipe.compile_no_longer()
 
     def apply(self, method: Method) -> None:
@@ -87,9 +87,9 @@ def networks(method: Method) -> Iterator[nn.Module]:
     return (module for module in method.modules() if type(module) is type(method.backbone))
 
 
-def view_recipes(views: nn.Module) -> Iterator[Views]:
+def multi_view_augmentations(views: nn.Module) -> Iterator[MultiViewAugmentation]:
     """The recipes of a run's views that are made of named steps: a method may have several, a plugin other ones."""
-    return (part for part in views.modules() if isinstance(part, Views))
+    return (part for part in views.modules() if isinstance(part, MultiViewAugmentation))
 
 
 def depthwise_convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
@@ -114,8 +114,8 @@ def usual(config: RunConfig, device: torch.device) -> Execution:
     )
 
 
-def possible_here(way: Execution, device: torch.device) -> Execution:
-    """The way that a run was begun in, on the device and with the number of processes that go on with it."""
+def possible_here(candidate: Execution, device: torch.device) -> Execution:
+    """The candidate that a run was begun in, on the device and with the number of processes that go on with it."""
     alone_on_gpu = device.type == "cuda" and distributed.world() == 1
-    compiled = "default" if way.compile == "graphs" and not alone_on_gpu else way.compile
-    return replace(way, compile=compiled, compiled_views=way.compiled_views and device.type == "cuda")
+    compiled = "default" if candidate.compile == "graphs" and not alone_on_gpu else candidate.compile
+    return replace(candidate, compile=compiled, compiled_views=candidate.compiled_views and device.type == "cuda")

@@ -11,13 +11,13 @@ from sslkit.machine import atomic
 
 if TYPE_CHECKING:
     from sslkit.runs.run import Run
-    from sslkit.training.setup import Parts
+    from sslkit.training.setup import TrainingSetup
 
 ROWS = 6
 GAP = 2
 
 
-def keep_first_views(run: "Run", parts: "Parts") -> None:
+def keep_first_views(run: "Run", setup: "TrainingSetup") -> None:
     """Write figures/views.png when the recipe makes its next views, unless it is there already.
 
     It shows what training itself gets, because it listens rather than draws views of its own.
@@ -29,9 +29,9 @@ def keep_first_views(run: "Run", parts: "Parts") -> None:
     def write(_: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         listening.remove()
         with atomic.replacing(file) as temporary:
-            Image.fromarray(sheet(inputs[0], output, parts.stores.mean, parts.stores.std)).save(temporary, "PNG")
+            Image.fromarray(sheet(inputs[0], output, setup.stores.mean, setup.stores.std)).save(temporary, "PNG")
 
-    listening = parts.views.register_forward_hook(write)
+    listening = setup.augmentation.register_forward_hook(write)
 
 
 def sheet(images: Tensor, views: list[Tensor], mean: Any, std: Any) -> np.ndarray:

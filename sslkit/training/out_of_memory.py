@@ -1,4 +1,4 @@
-"""When memory runs out: say by how much to reduce what, after trying it."""
+"""When memory runs out: advise by how much to reduce what, after trying it."""
 
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from sslkit.machine.allocator import freed_memory
 from sslkit.machine.devices import release
 
 if TYPE_CHECKING:
-    from sslkit.training.setup import Parts
+    from sslkit.training.setup import TrainingSetup
 
 
 TOLD = (
@@ -28,16 +28,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in TOLD)
 
 
-def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
+def out_of_memory(setup: "TrainingSetup", image_batch: Any, error: RuntimeError) -> UserError:
     """The advice: the largest micro-batch whose step has just been seen to fit."""
-    config, processes = parts.config, distributed.world()
+    config, processes = setup.config, distributed.world()
     key, value = ("micro_batch", config.micro_batch) if config.micro_batch else ("batch_size", config.batch_size)
-    asked = f"out of memory at {key}={value} with images of {parts.stores.image_size} px"
+    asked = f"out of memory at {key}={value} with images of {setup.stores.image_size} px"
     share = config.batch_size // processes
     size = config.micro_batch or share
     smaller = _divisors(share, size)
     if not smaller and size > 3:
-        return UserError(f"{asked}, and {share} images cannot be taken in parts: use a batch_size of many divisors")
+        return UserError(f"{asked}, and {share} images cannot be taken in setup: use a batch_size of many divisors")
     if not smaller:
         return UserError(f"{asked}, {size} at a time; use a smaller data.image_size or backbone")
     if processes > 1:
@@ -45,7 +45,7 @@ def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
     error.__traceback__ = None  # The traceback holds the failed step's tensors.
     # What the failed step took, kept, would be missing from whatever is not allocated by malloc.
     with freed_memory(keep=False):
-        fits = _largest_that_fits(parts, raw)
+        fits = _largest_that_fits(setup, image_batch)
     if fits is None:
         return UserError(f"{asked}; not even micro_batch=2 fits: use a smaller data.image_size or backbone")
     return UserError(
@@ -54,18 +54,18 @@ def out_of_memory(parts: "Parts", raw: Any, error: RuntimeError) -> UserError:
     )
 
 
-def _largest_that_fits(parts: "Parts", raw: Any) -> int | None:
+def _largest_that_fits(setup: "TrainingSetup", image_batch: Any) -> int | None:
     from sslkit.machine.precision import uncompiled
     from sslkit.training.step import train_step
 
-    batch = parts.config.batch_size
-    for size in _divisors(batch, parts.config.micro_batch or batch):
-        parts.optimizer.zero_grad(set_to_none=True)
-        release(parts.device)
+    batch = setup.config.batch_size
+    for size in _divisors(batch, setup.config.micro_batch or batch):
+        setup.optimizer.zero_grad(set_to_none=True)
+        release(setup.device)
         try:
             # Code was compiled for another size. Where nothing is, the compiler's modules would need memory, too.
-            with nullcontext() if parts.execution.compile == "no" else uncompiled():
-                train_step(parts, [raw], 0, micro_batch=size)
+            with nullcontext() if setup.execution.compile == "no" else uncompiled():
+                train_step(setup, [image_batch], 0, micro_batch=size)
             return size
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -18,7 +18,7 @@ from sslkit.machine.devices import synchronize
 from sslkit.runs import energy
 from sslkit.training.build import build
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import train_step
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Plan:
 
 
 @freed_memory(keep=True)
-def plan(resolved: Resolved, say: Callable[[str], None] = lambda text: None) -> Plan:
+def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> Plan:
     """Time a few real steps of the run. Writes nothing, apart from packed images into the cache that a run uses too.
 
     Of several processes one is tried, with its share of the batch. Raises UserError as the run would, out of
@@ -74,17 +74,17 @@ def plan(resolved: Resolved, say: Callable[[str], None] = lambda text: None) -> 
     config, processes = resolved.config, resolved.config.devices
     # Compiling takes longer than a plan should, and hides the FLOPs.
     share = {"batch_size": config.batch_size // processes, "devices": 1, "compile": False}
-    parts = build(config.model_copy(update=share), say)
-    steps = parts.steps_per_epoch // processes * config.epochs
-    seconds, step_flops, (memory, memory_basis) = _try(parts)
+    setup = build(config.model_copy(update=share), log)
+    steps = setup.steps_per_epoch // processes * config.epochs
+    seconds, step_flops, (memory, memory_basis) = _try(setup)
     step_time = median(seconds)
     hours = step_time * steps / 3600
-    spent = energy.estimate(hours, parts.device, config.carbon, processes)
-    net = parts.method.backbone
+    spent = energy.estimate(hours, setup.device, config.carbon, processes)
+    net = setup.method.backbone
     return Plan(
         parameters=sum(p.numel() for p in net.parameters()),
-        trained=sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"]),
-        gflops_image=flops(net, parts.stores.image_size) / 1e9,
+        trained=sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"]),
+        gflops_image=flops(net, setup.stores.image_size) / 1e9,
         pflops=step_flops * processes * steps / 1e15,
         steps=steps,
         seconds_step=step_time,
@@ -119,34 +119,34 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "energy", f"{plan.kwh:.3g} kWh, {plan.kg_co2e:.3g} kg CO2e", plan.basis["energy"]
 
 
-def _try(parts: Parts) -> tuple[list[float], int, tuple[float, str]]:
+def _try(setup: TrainingSetup) -> tuple[list[float], int, tuple[float, str]]:
     """(seconds of each timed step, FLOPs of one, (GiB of memory, how that is known))."""
-    batches = chain.from_iterable(parts.loader.epoch(epoch, 0) for epoch in count())
-    first = list(islice(batches, parts.config.accumulate))
+    batches = chain.from_iterable(setup.loader.epoch(epoch, 0) for epoch in count())
+    first = list(islice(batches, setup.config.accumulate))
     try:
-        step_flops, kept = _first_step(parts, first)
-        seconds = list(_timed_steps(parts, batches))
+        step_flops, kept = _first_step(setup, first)
+        seconds = list(_timed_steps(setup, batches))
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise out_of_memory(parts, first[0], error) from error
+            raise out_of_memory(setup, first[0], error) from error
         raise
-    memory = _measured(parts.device) if parts.device.type == "cuda" else _estimated(parts, kept)
+    memory = _measured(setup.device) if setup.device.type == "cuda" else _estimated(setup, kept)
     return seconds, step_flops, memory
 
 
-def _first_step(parts: Parts, raws: list[Any]) -> tuple[int, int]:
+def _first_step(setup: TrainingSetup, image_batches: list[Any]) -> tuple[int, int]:
     """(FLOPs, bytes kept for the backward pass) of the step that warms up."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    if parts.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(parts.device)
-    kept = _Kept(parts)
-    parts.schedule.set(0)
+    if setup.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(setup.device)
+    kept = _Kept(setup)
+    setup.schedule.set(0)
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
     )
     with counter, torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-        train_step(parts, raws, 0)
+        train_step(setup, image_batches, 0)
     return counter.get_total_flops(), kept.peak
 
 
@@ -163,16 +163,16 @@ def _convolution_backward(
     return conv_flop_count(x, weight, gradient, transposed) * sum(wanted[:2])
 
 
-def _timed_steps(parts: Parts, batches: Iterator[Any]) -> Iterator[float]:
+def _timed_steps(setup: TrainingSetup, batches: Iterator[Any]) -> Iterator[float]:
     began = time.perf_counter()
     for number in range(1, STEPS + 1):
-        synchronize(parts.device)
+        synchronize(setup.device)
         start = time.perf_counter()
-        step = min(number, parts.steps - 1)
-        raws = list(islice(batches, parts.config.accumulate))
-        parts.schedule.set(step)
-        train_step(parts, raws, step)
-        synchronize(parts.device)
+        step = min(number, setup.steps - 1)
+        image_batches = list(islice(batches, setup.config.accumulate))
+        setup.schedule.set(step)
+        train_step(setup, image_batches, step)
+        synchronize(setup.device)
         yield time.perf_counter() - start
         if time.perf_counter() - began > SECONDS:
             return
@@ -191,15 +191,15 @@ def _measured(device: torch.device) -> tuple[float, str]:
     return gib + CONTEXT_GIB, f"measured: peak of all tensors, {gib:.2f}, and about {CONTEXT_GIB} for CUDA itself"
 
 
-def _estimated(parts: Parts, kept: int) -> tuple[float, str]:
+def _estimated(setup: TrainingSetup, kept: int) -> tuple[float, str]:
     """What a GPU would need, of what this device shows."""
-    stepped = [p for group in parts.optimizer.param_groups for p in group["params"]]
-    state = [t for tensors in parts.optimizer.state.values() for t in tensors.values() if isinstance(t, Tensor)]
-    weights = [*parts.method.parameters(), *parts.method.buffers()]
+    stepped = [p for group in setup.optimizer.param_groups for p in group["params"]]
+    state = [t for tensors in setup.optimizer.state.values() for t in tensors.values() if isinstance(t, Tensor)]
+    weights = [*setup.method.parameters(), *setup.method.buffers()]
     model = _bytes(weights) + _bytes(stepped) + _bytes(state)
-    images = len(parts.stores.pretrain) * 3 * parts.stores.pretrain.size**2 if parts.loader.kind == "resident" else 0
+    images = len(setup.stores.pretrain) * 3 * setup.stores.pretrain.size**2 if setup.loader.kind == "resident" else 0
     gib = [n / 2**30 for n in (kept, model, images)]
-    dtype = str(parts.autocast or torch.float32).removeprefix("torch.")
+    dtype = str(setup.autocast or torch.float32).removeprefix("torch.")
     basis = (
         f"estimated: {gib[0]:.2f} kept for the backward pass ({dtype}), {gib[1]:.2f} of weights, gradients and "
         f"optimizer, {gib[2]:.2f} of images, {CONTEXT_GIB} for CUDA; passing buffers not counted"
@@ -214,8 +214,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 class _Kept:
     """Bytes that autograd keeps for the backward pass: each piece of memory once, and `peak` the most at one time."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._weights = {p.untyped_storage().data_ptr() for p in parts.method.parameters()}
+    def __init__(self, setup: TrainingSetup) -> None:
+        self._weights = {p.untyped_storage().data_ptr() for p in setup.method.parameters()}
         self._holders: dict[int, int] = {}
         self._now = 0
         self.peak = 0

@@ -14,13 +14,13 @@ from sslkit.training.optim.schedule import Schedule, scaled_lr
 
 
 @dataclass
-class Parts:
+class TrainingSetup:
     """Everything a run is made of, built once."""
 
     config: RunConfig
     stores: Stores
     loader: Any
-    views: nn.Module
+    augmentation: nn.Module
     method: Method
     trained: nn.Module
     """What a step calls: the method, or with several processes the method in DistributedDataParallel."""

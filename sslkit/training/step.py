@@ -1,4 +1,4 @@
-"""One optimizer step: views, forward, backward and update, with the batch in one piece or in micro-batches."""
+"""One optimizer step: views, forward, backward and update, with the batch in one index or in micro-batches."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,97 +10,101 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from sslkit.data.loaders.base import RawBatch
+from sslkit.data.loaders.base import ImageBatch
 from sslkit.machine import distributed
 from sslkit.methods.base import Batch, Method
 
 if TYPE_CHECKING:
-    from sslkit.training.setup import Parts
+    from sslkit.training.setup import TrainingSetup
 
 Scalars = dict[str, Tensor]
 
 
-def train_step(parts: "Parts", raws: list[RawBatch], step: int, micro_batch: int | None = None) -> Scalars:
-    """One optimizer step on `accumulate` raw batches; returns detached scalars, still on the device.
+def train_step(setup: "TrainingSetup", batches: list[ImageBatch], step: int, micro_batch: int | None = None) -> Scalars:
+    """One optimizer step on `accumulate` batches of images; returns detached scalars, still on the device.
 
     `micro_batch` overrides the run's setting.
     """
-    micro_batch = micro_batch or parts.config.micro_batch
-    parts.execution.mark_step()
+    micro_batch = micro_batch or setup.config.micro_batch
+    setup.execution.mark_step()
     sums: Scalars = {}
-    for number, raw in enumerate(raws):
-        pieces = _Pieces(parts, raw, step, number, micro_batch or len(raw.indices))
-        last = number == len(raws) - 1
-        for name, value in _backward(pieces, 1 / len(raws), last).items():
-            sums[name] = sums.get(name, 0) + value.detach().float() / len(raws)
-    if parts.trained is parts.method:
-        distributed.average_gradients(parts.method.parameters())
-    sums |= update(parts)
-    parts.method.after_step((step + 1) / parts.steps)
+    for number, images in enumerate(batches):
+        micro_batches = _MicroBatches(setup, images, step, number, micro_batch or len(images.indices))
+        last = number == len(batches) - 1
+        for name, value in _backward(micro_batches, 1 / len(batches), last).items():
+            sums[name] = sums.get(name, 0) + value.detach().float() / len(batches)
+    if setup.trained is setup.method:
+        distributed.average_gradients(setup.method.parameters())
+    sums |= update(setup)
+    setup.method.after_step((step + 1) / setup.steps)
     return sums
 
 
-def update(parts: "Parts") -> Scalars:
-    """What the optimizer makes of the gradients, clipped where the settings say so; scalars of that."""
+def update(setup: "TrainingSetup") -> Scalars:
+    """What the optimizer makes of the gradients, clipped where the settings ask for it; scalars of that."""
     scalars: Scalars = {}
-    if parts.config.optimizer.clip_grad:
-        parts.scaler.unscale_(parts.optimizer)
-        trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
-        scalars["grad_norm"] = nn.utils.clip_grad_norm_(trained, parts.config.optimizer.clip_grad)
-    parts.scaler.step(parts.optimizer)
-    parts.scaler.update()
-    parts.optimizer.zero_grad(set_to_none=True)
+    if setup.config.optimizer.clip_grad:
+        setup.scaler.unscale_(setup.optimizer)
+        trained = [p for group in setup.optimizer.param_groups for p in group["params"]]
+        scalars["grad_norm"] = nn.utils.clip_grad_norm_(trained, setup.config.optimizer.clip_grad)
+    setup.scaler.step(setup.optimizer)
+    setup.scaler.update()
+    setup.optimizer.zero_grad(set_to_none=True)
     return scalars
 
 
-class _Pieces:
-    """A raw batch in pieces; making a piece's views again, from the same seed, gives the same views."""
+class _MicroBatches:
+    """A batch in micro-batches, whose views come from one seed: made again, they are the same."""
 
-    def __init__(self, parts: "Parts", raw: RawBatch, step: int, number: int, size: int) -> None:
-        self.parts = parts
+    def __init__(self, setup: "TrainingSetup", images: ImageBatch, step: int, number: int, size: int) -> None:
+        self.setup = setup
         self._size = size
-        self._raws = [rows_of(raw, slice(start, start + size)) for start in range(0, len(raw.indices), size)]
+        self._batches = [rows_of(images, slice(start, start + size)) for start in range(0, len(images.indices), size)]
         self._step, self._number = step, number
 
     def __len__(self) -> int:
-        return len(self._raws)
+        return len(self._batches)
 
-    def __getitem__(self, piece: int) -> Batch:
-        """The views of one piece; torch's global generator is seeded for what the method draws from it."""
-        raw = self._raws[piece]
-        generator = _seeded(self.parts, self._step, self._number << 16 | piece)
-        labels = raw.labels if self.parts.method.uses_labels else None
-        views = self.parts.execution.laid_out(self.parts.views(raw.images, generator))
-        return Batch(views, raw.indices, labels)
+    def __getitem__(self, index: int) -> Batch:
+        """The views of one micro-batch; torch's global generator is seeded for what the method draws from it."""
+        images = self._batches[index]
+        generator = _seeded(self.setup, self._step, self._number << 16 | index)
+        labels = images.labels if self.setup.method.uses_labels else None
+        views = self.setup.execution.laid_out(self.setup.augmentation(images.images, generator))
+        return Batch(views, images.indices, labels)
 
 
-def rows_of(raw: RawBatch, rows: slice) -> RawBatch:
+def rows_of(images: ImageBatch, rows: slice) -> ImageBatch:
     """Some images of a batch, with what belongs to them."""
-    return RawBatch(raw.images[rows], raw.indices[rows], None if raw.labels is None else raw.labels[rows])
+    return ImageBatch(
+        images.images[rows],
+        images.indices[rows],
+        None if images.labels is None else images.labels[rows],
+    )
 
 
-def _seeded(parts: "Parts", step: int, piece: int) -> torch.Generator:
+def _seeded(setup: "TrainingSetup", step: int, index: int) -> torch.Generator:
     """All randomness of a step is a pure function of seed, step and rank, so a resumed run needs no generator state."""
-    numbers = [parts.config.seed, step, distributed.rank(), piece]
+    numbers = [setup.config.seed, step, distributed.rank(), index]
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(seed)
-    return torch.Generator(parts.device).manual_seed(seed)
+    return torch.Generator(setup.device).manual_seed(seed)
 
 
-def _backward(pieces: _Pieces, share: float, last: bool) -> Scalars:
+def _backward(micro_batches: _MicroBatches, share: float, last: bool) -> Scalars:
     """Gradients of `share` times the loss, added to what is there. `last`: other processes' are averaged in."""
-    parts = pieces.parts
-    if len(pieces) > 1 and couples_images(parts.method):
-        return _backward_twice(pieces, share)
+    setup = micro_batches.setup
+    if len(micro_batches) > 1 and couples_images(setup.method):
+        return _backward_twice(micro_batches, share)
     sums: Scalars = {}
-    with nullcontext() if last else _alone(parts.trained):
-        for piece in range(len(pieces)):
-            batch = pieces[piece]
-            with parts.execution.context(parts.device):
-                out = parts.trained(batch)
-            parts.scaler.scale(out["loss"] * share / len(pieces)).backward()
+    with nullcontext() if last else _alone(setup.trained):
+        for index in range(len(micro_batches)):
+            batch = micro_batches[index]
+            with setup.execution.context(setup.device):
+                out = setup.trained(batch)
+            setup.scaler.scale(out["loss"] * share / len(micro_batches)).backward()
             for name, value in out.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / len(pieces)
+                sums[name] = sums.get(name, 0) + value.detach().float() / len(micro_batches)
     return sums
 
 
@@ -114,22 +118,22 @@ def couples_images(method: Method) -> bool:
     return type(method).embed is not Method.embed
 
 
-def _backward_twice(pieces: _Pieces, share: float) -> Scalars:
-    """The gradient of the loss of the whole batch in the memory of one piece (GradCache: Gao et al. 2021, section 3).
+def _backward_twice(micro_batches: _MicroBatches, share: float) -> Scalars:
+    """Compute the gradient of the whole batch in the memory of one micro-batch (GradCache: Gao et al. 2021, section 3).
 
-    Embed every piece without a graph; from the loss of all, the gradient of each embedding; then embed every
-    piece again, with a graph, and go back from its embeddings.
+    Embed every micro-batch without a graph; from the loss of all, the gradient of each embedding; then embed every
+    micro-batch again, with a graph, and go back from its embeddings.
     """
-    parts, method = pieces.parts, pieces.parts.method
-    leaves = _leaves(pieces)
-    with parts.execution.context(parts.device):
+    setup, method = micro_batches.setup, micro_batches.setup.method
+    leaves = _leaves(micro_batches)
+    with setup.execution.context(setup.device):
         out = method.loss({name: distributed.gather(rows) for name, rows in leaves.items()})
-    parts.scaler.scale(out["loss"] * share).backward()
+    setup.scaler.scale(out["loss"] * share).backward()
     grads = {name: rows.grad for name, rows in leaves.items() if rows.grad is not None}
     done = 0
-    for piece in range(len(pieces)):
-        batch = pieces[piece]
-        with parts.execution.context(parts.device):
+    for index in range(len(micro_batches)):
+        batch = micro_batches[index]
+        with setup.execution.context(setup.device):
             embedded = method.embed(batch)
         rows = slice(done, done := done + len(batch.indices))
         pulled = [name for name in grads if embedded[name].requires_grad]
@@ -137,14 +141,14 @@ def _backward_twice(pieces: _Pieces, share: float) -> Scalars:
     return out
 
 
-def _leaves(pieces: _Pieces) -> dict[str, Tensor]:
+def _leaves(micro_batches: _MicroBatches) -> dict[str, Tensor]:
     """The embeddings of the whole batch, as leaves of a new graph."""
-    method = pieces.parts.method
+    method = micro_batches.setup.method
     with torch.no_grad(), _kept_statistics(method):
         embedded = []
-        for piece in range(len(pieces)):
-            batch = pieces[piece]
-            with pieces.parts.execution.context(pieces.parts.device):
+        for index in range(len(micro_batches)):
+            batch = micro_batches[index]
+            with micro_batches.setup.execution.context(micro_batches.setup.device):
                 embedded.append(method.embed(batch))
     whole = {name: torch.cat([one[name] for one in embedded]) for name in embedded[0]}
     return {name: rows.requires_grad_(rows.is_floating_point()) for name, rows in whole.items()}

@@ -21,9 +21,9 @@ class Interrupted(KeyboardInterrupt):
 class Stopper:
     """While entered, the first signal asks the run to stop after its step; a second one stops it at once."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, log: Callable[[str], None]) -> None:
         self.asked: int | None = None
-        self._say = say
+        self._log = log
         self._immediate = False
         self._before: dict[int, Any] = {}
 
@@ -57,4 +57,4 @@ class Stopper:
         again, self.asked = self.asked, signum
         if self._immediate or again:
             raise Interrupted(signum, within_step=not self._immediate)
-        self._say("stopping after this step; again to stop at once, without saving")
+        self._log("stopping after this step; again to stop at once, without saving")

@@ -58,7 +58,7 @@ class Contestant:
 
 
 @dataclass
-class Course:
+class TurnTimes:
     """What one contestant took, a figure a round."""
 
     steps: int
@@ -78,41 +78,41 @@ def take_turns(
     contestants: Sequence[Contestant],
     protocol: Protocol,
     wait: Callable[[], None],
-    say: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Course], dict[str, str]]:
-    """({name: course}, {name of a foreign contestant: why it could not take part}).
+    log: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, TurnTimes], dict[str, str]]:
+    """({name: turn_times}, {name of a foreign contestant: why it could not take part}).
 
     `wait` returns when the device has done all it was given.
     """
     race = _Race(wait)
-    say(f"warming up: {', '.join(contestant.name for contestant in contestants)}")
+    log(f"warming up: {', '.join(contestant.name for contestant in contestants)}")
     for _ in range(protocol.warmup):
         for contestant in contestants:
             if took := race.turn(contestant, contestant.least):
-                race.courses[contestant.name] = Course(_steps(took[0], contestant.least))
+                race.times[contestant.name] = TurnTimes(_steps(took[0], contestant.least))
     began = time.perf_counter()
     for number in range(protocol.repeats):
         if number and time.perf_counter() - began > protocol.seconds:
-            say(f"{number} of {protocol.repeats} rounds: the time is up")
+            log(f"{number} of {protocol.repeats} rounds: the time is up")
             break
-        say(f"round {number + 1} of {protocol.repeats}")
+        log(f"round {number + 1} of {protocol.repeats}")
         # There and back: what drifts steadily is the same for all after two rounds.
         for contestant in contestants[:: -1 if number % 2 else 1]:
             race.count(contestant)
-    return race.courses, race.failed
+    return race.times, race.failed
 
 
 class _Race:
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
-        self.courses: dict[str, Course] = {}
+        self.times: dict[str, TurnTimes] = {}
         self.failed: dict[str, str] = {}
 
     def count(self, contestant: Contestant) -> None:
         """One turn that counts."""
-        course = self.courses.get(contestant.name)
-        if course and (took := self.turn(contestant, course.steps)):
-            course.add(*took)
+        turn_times = self.times.get(contestant.name)
+        if turn_times and (took := self.turn(contestant, turn_times.steps)):
+            turn_times.add(*took)
 
     def turn(self, contestant: Contestant, steps: int) -> tuple[float, dict[str, float]] | None:
         """None for a peer that fails, now or before: rounds without it have no pair, so that none of it counts."""
@@ -126,7 +126,7 @@ class _Race:
             if not contestant.foreign:
                 raise
             self.failed[contestant.name] = f"failed: {in_one_line(error)}"
-            self.courses.pop(contestant.name, None)
+            self.times.pop(contestant.name, None)
             return None
 
 

@@ -30,7 +30,7 @@ def bench(
     from sslkit_bench.peers import chosen
 
     names = chosen(peers)
-    result = contest.bench(resolve_new(words), Protocol(**protocol), names, only, Display(quiet=as_json).say)
+    result = contest.bench(resolve_new(words), Protocol(**protocol), names, only, Display(quiet=as_json).log)
     if as_json:
         click.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:

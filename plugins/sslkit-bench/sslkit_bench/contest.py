@@ -1,4 +1,4 @@
-"""The whole measurement: build the run once, let all take turns, and say what came out."""
+"""The whole measurement: build the run once, let all take turns, and report the result."""
 
 import subprocess
 import tempfile
@@ -12,17 +12,17 @@ import torch
 
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
-from sslkit.data.loaders.base import RawBatch
+from sslkit.data.loaders.base import ImageBatch
 from sslkit.errors import UserError
 from sslkit.machine.allocator import freed_memory
 from sslkit.machine.devices import synchronize
 from sslkit.machine.environment import environment, package_version
 from sslkit.training.build import build
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit_bench import peers
-from sslkit_bench.clock import Contestant, Course, Protocol, paired, summary, take_turns
-from sslkit_bench.contestants import Stages, Step, Views, bounded, first_batch, first_piece
+from sslkit_bench.clock import Contestant, Protocol, TurnTimes, paired, summary, take_turns
+from sslkit_bench.contestants import Stages, Step, ViewsContestant, bounded, first_batch, first_micro_batch
 
 Result = dict[str, Any]
 Only = Literal["training", "views"]
@@ -44,7 +44,7 @@ def bench(
     protocol: Protocol,
     names: tuple[str, ...] = (*peers.TRAINING, *peers.VIEWS),
     only: Only | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Time the step of a run, its bound, its stages, and `names`, peers of `sslkit_bench.peers`, side by side.
 
@@ -56,21 +56,21 @@ def bench(
     config = resolved.config
     if config.devices > 1:
         raise UserError(f"sslkit bench times one process, not devices={config.devices}; leave devices out")
-    parts = build(config.model_copy(update=_to_tune(config, only)), say)
-    raw = first_batch(parts)
+    setup = build(config.model_copy(update=_to_tune(config, only)), log)
+    image_batch = first_batch(setup)
     with tempfile.TemporaryDirectory(prefix="sslkit-bench-") as folder, ExitStack() as stack:
         wanted = [name for name in names if name in _peers_of(only)]
-        rivals, absent = peers.find(wanted, parts, first_piece(parts, raw), Path(folder))
-        contestants = [*_own(parts, raw, only), *rivals]
+        rivals, absent = peers.find(wanted, setup, first_micro_batch(setup, image_batch), Path(folder))
+        contestants = [*_own(setup, image_batch, only), *rivals]
         for contestant in contestants:
             stack.callback(contestant.close)
         try:
-            courses, failed = take_turns(contestants, protocol, partial(synchronize, parts.device), say)
+            times, failed = take_turns(contestants, protocol, partial(synchronize, setup.device), log)
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise out_of_memory(parts, raw, error) from error
+                raise out_of_memory(setup, image_batch, error) from error
             raise
-    return _described(resolved, parts, protocol, only) | _results(contestants, courses) | {"absent": absent | failed}
+    return _described(resolved, setup, protocol, only) | _results(contestants, times) | {"absent": absent | failed}
 
 
 def _to_tune(config: RunConfig, only: Only | None) -> dict[str, Any]:
@@ -86,22 +86,22 @@ def _peers_of(only: Only | None) -> tuple[str, ...]:
     return {None: (*peers.TRAINING, *peers.VIEWS), "training": peers.TRAINING, "views": peers.VIEWS}[only]
 
 
-def _own(parts: Parts, raw: RawBatch, only: Only | None) -> Iterator[Contestant]:
+def _own(setup: TrainingSetup, image_batch: ImageBatch, only: Only | None) -> Iterator[Contestant]:
     if only != "views":
-        yield Step("step", parts, f"{parts.loader.kind} loader: {parts.loader.why}")
-        yield Step("bound", bounded(parts, raw), "the same network on views that are there already")
-        yield Stages(parts)
+        yield Step("step", setup, f"{setup.loader.kind} loader: {setup.loader.why}")
+        yield Step("bound", bounded(setup, image_batch), "the same network on views that are there already")
+        yield Stages(setup)
     if only != "training":
-        yield Views(parts, first_piece(parts, raw))
+        yield ViewsContestant(setup, first_micro_batch(setup, image_batch))
 
 
-def _results(contestants: list[Contestant], courses: dict[str, Course]) -> Result:
-    raced = [contestant for contestant in contestants if contestant.name in courses]
-    rates = {c.name: [c.images / s for s in courses[c.name].seconds] for c in raced}
+def _results(contestants: list[Contestant], times: dict[str, TurnTimes]) -> Result:
+    raced = [contestant for contestant in contestants if contestant.name in times]
+    rates = {c.name: [c.images / s for s in times[c.name].seconds] for c in raced}
     pairs = [(name, *name.split("/"), means) for name, means in RATIOS.items()]
     return {
-        "contestants": {c.name: _figures(c, courses[c.name], rates[c.name]) for c in raced if c.name != "stages"},
-        "stages": next((_stages(c, courses[c.name]) for c in raced if isinstance(c, Stages)), {}),
+        "contestants": {c.name: _figures(c, times[c.name], rates[c.name]) for c in raced if c.name != "stages"},
+        "stages": next((_stages(c, times[c.name]) for c in raced if isinstance(c, Stages)), {}),
         "ratios": {
             name: {"means": means} | summary(paired(rates[above], rates[below]))
             for name, above, below, means in pairs
@@ -110,42 +110,42 @@ def _results(contestants: list[Contestant], courses: dict[str, Course]) -> Resul
     }
 
 
-def _figures(contestant: Contestant, course: Course, rates: list[float]) -> Result:
+def _figures(contestant: Contestant, turn_times: TurnTimes, rates: list[float]) -> Result:
     return {
         "images_a_step": contestant.images,
-        "steps_a_turn": course.steps,
+        "steps_a_turn": turn_times.steps,
         "note": contestant.note,
-        "seconds": summary(course.seconds),
+        "seconds": summary(turn_times.seconds),
         "images_per_second": summary(rates),
     }
 
 
-def _stages(stages: Stages, course: Course) -> Result:
+def _stages(stages: Stages, turn_times: TurnTimes) -> Result:
     notes = stages.notes()
     return {
         name: {
             "in_step": stages.in_step(name),
             "note": notes.get(name, ""),
-            "steps_a_turn": course.steps,
-            "seconds": summary(course.parts[name]),
+            "steps_a_turn": turn_times.steps,
+            "seconds": summary(turn_times.parts[name]),
         }
         for name in stages.measured()
     }
 
 
-def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only | None) -> Result:
-    config, size, machine = resolved.config, parts.stores.image_size, environment()
+def _described(resolved: Resolved, setup: TrainingSetup, protocol: Protocol, only: Only | None) -> Result:
+    config, size, machine = resolved.config, setup.stores.image_size, environment()
     return {
         "what": f"{config.method.name}, {config.backbone.name}, {size} px, batch {config.batch_size}",
         "method": config.method.name,
         "backbone": config.backbone.name,
         "image_size": size,
         "batch_size": config.batch_size,
-        "execution": _way(parts, only),
+        "execution": _candidate(setup, only),
         "only": only,
-        "device": parts.device.type,
-        "device_name": _device_name(parts.device, machine),
-        "driver": _driver() if parts.device.type == "cuda" else None,
+        "device": setup.device.type,
+        "device_name": _device_name(setup.device, machine),
+        "driver": _driver() if setup.device.type == "cuda" else None,
         "protocol": _protocol(protocol),
         "settings": resolved.values,
         "versions": {name: package_version(name) for name in (*peers.TRAINING, *peers.VIEWS)},
@@ -153,11 +153,11 @@ def _described(resolved: Resolved, parts: Parts, protocol: Protocol, only: Only 
     }
 
 
-def _way(parts: Parts, only: Only | None) -> str:
+def _candidate(setup: TrainingSetup, only: Only | None) -> str:
     """How what is timed is run: the network, or without it the views."""
     if only != "views":
-        return str(parts.execution)
-    return f"kernels={parts.config.kernels}" + (", compiled" if parts.execution.compiled_views else "")
+        return str(setup.execution)
+    return f"kernels={setup.config.kernels}" + (", compiled" if setup.execution.compiled_views else "")
 
 
 def _protocol(protocol: Protocol) -> Result:

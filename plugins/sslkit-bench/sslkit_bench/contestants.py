@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslkit.data.loaders.base import RawBatch
+from sslkit.data.loaders.base import ImageBatch
 from sslkit.data.threads import ordered_map
 from sslkit.machine.devices import synchronize
 from sslkit.methods.base import Batch
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import rows_of, train_step, update
 from sslkit_bench.clock import Contestant
 
@@ -28,21 +28,21 @@ BEFORE = ("read", "decode", "transfer")
 class Step(Contestant):
     """Whole training steps, as `sslkit run` does them: batch, views, forward, backward, optimizer, `after_step`."""
 
-    def __init__(self, name: str, parts: Parts, note: str = "") -> None:
+    def __init__(self, name: str, setup: TrainingSetup, note: str = "") -> None:
         self.name, self.note = name, note
-        self.images = parts.images_per_step
-        self._parts = parts
+        self.images = setup.images_per_step
+        self._setup = setup
         self._turns = count()
         self._number = 0
 
     def begin(self) -> None:
-        self._batches = _batches(self._parts.loader, next(self._turns))
+        self._batches = _batches(self._setup.loader, next(self._turns))
 
     def step(self) -> None:
-        number = min(self._number, self._parts.steps - 1)
-        raws = list(islice(self._batches, self._parts.config.accumulate))
-        self._parts.schedule.set(number)
-        train_step(self._parts, raws, number)
+        number = min(self._number, self._setup.steps - 1)
+        image_batches = list(islice(self._batches, self._setup.config.accumulate))
+        self._setup.schedule.set(number)
+        train_step(self._setup, image_batches, number)
         self._number += 1
 
     def end(self) -> None:
@@ -56,17 +56,17 @@ def _batches(loader: Any, first_epoch: int) -> Any:
         yield from loader.epoch(epoch, 0)
 
 
-def bounded(parts: Parts, raw: RawBatch) -> Parts:
-    """The same run with nothing left to do but the network: the loader gives `raw`, the recipe views made of it once.
+def bounded(setup: TrainingSetup, image_batch: ImageBatch) -> TrainingSetup:
+    """The same run with nothing left to do but the network: one batch of images, and the views made of it once.
 
-    Network, optimizer and precision are the same objects. In micro-batches every piece gets the views of the first.
+    Network, optimizer and precision are the same objects. In micro-batches every one gets the views of the first.
     """
-    made = parts.execution.laid_out(parts.views(first_piece(parts, raw).images, _generator(parts)))
-    return replace(parts, views=StoredViews(made), loader=StoredBatch(raw))
+    made = setup.execution.laid_out(setup.augmentation(first_micro_batch(setup, image_batch).images, _generator(setup)))
+    return replace(setup, augmentation=StoredViews(made), loader=StoredBatch(image_batch))
 
 
 class StoredViews(nn.Module):
-    """A recipe that gives the same views for any images."""
+    """An augmentation that gives the same views for any images."""
 
     def __init__(self, views: list[Tensor]) -> None:
         super().__init__()
@@ -79,40 +79,40 @@ class StoredViews(nn.Module):
 class StoredBatch:
     """A loader that gives one and the same batch."""
 
-    def __init__(self, raw: RawBatch) -> None:
-        self.raw = raw
+    def __init__(self, image_batch: ImageBatch) -> None:
+        self.batch = image_batch
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[RawBatch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
         while True:
-            yield self.raw
+            yield self.batch
 
 
-def first_batch(parts: Parts) -> RawBatch:
+def first_batch(setup: TrainingSetup) -> ImageBatch:
     """The first batch of a run."""
-    batches = _batches(parts.loader, 0)
-    raw: RawBatch = next(batches)
+    batches = _batches(setup.loader, 0)
+    image_batch: ImageBatch = next(batches)
     batches.close()
-    return raw
+    return image_batch
 
 
-def first_piece(parts: Parts, raw: RawBatch) -> RawBatch:
+def first_micro_batch(setup: TrainingSetup, image_batch: ImageBatch) -> ImageBatch:
     """What of a batch becomes views at one time: in micro-batches the first of them."""
-    return rows_of(raw, slice(parts.config.micro_batch))
+    return rows_of(image_batch, slice(setup.config.micro_batch))
 
 
-class Views(Contestant):
+class ViewsContestant(Contestant):
     """The views of a batch that lies on the device, and nothing else."""
 
     name = "views"
 
-    def __init__(self, parts: Parts, raw: RawBatch) -> None:
-        self.images = len(raw.indices)
-        self.note = f"sslkit's, in batch on {parts.device}"
-        self._parts, self._raw = parts, raw
-        self._generator = _generator(parts)
+    def __init__(self, setup: TrainingSetup, image_batch: ImageBatch) -> None:
+        self.images = len(image_batch.indices)
+        self.note = f"sslkit's, in batch on {setup.device}"
+        self._setup, self._batch = setup, image_batch
+        self._generator = _generator(setup)
 
     def step(self) -> None:
-        self._parts.views(self._raw.images, self._generator)
+        self._setup.augmentation(self._batch.images, self._generator)
 
 
 class Stages(Contestant):
@@ -123,19 +123,19 @@ class Stages(Contestant):
 
     name = "stages"
 
-    def __init__(self, parts: Parts) -> None:
-        self.images = parts.images_per_step
-        self._parts = parts
-        self._store = parts.stores.pretrain
-        self._threads = parts.loader.workers
-        self._random = np.random.default_rng(parts.config.seed)
-        self._generator = _generator(parts)
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.images = setup.images_per_step
+        self._setup = setup
+        self._store = setup.stores.pretrain
+        self._threads = setup.loader.workers
+        self._random = np.random.default_rng(setup.config.seed)
+        self._generator = _generator(setup)
         self._turns = count()
-        self.resident = parts.loader.kind == "resident"
+        self.resident = setup.loader.kind == "resident"
 
     def begin(self) -> None:
         self._file = self._store.path.open("rb", buffering=0)
-        self._batches = _batches(self._parts.loader, next(self._turns)) if self.resident else None
+        self._batches = _batches(self._setup.loader, next(self._turns)) if self.resident else None
 
     def end(self) -> None:
         self._file.close()
@@ -144,40 +144,40 @@ class Stages(Contestant):
 
     def step(self) -> dict[str, float]:
         self._seconds = dict.fromkeys(STAGES, 0.0)
-        self._parts.execution.mark_step()
-        for _ in range(self._parts.config.accumulate):
-            raw = self._raw_batch()
-            size = self._parts.config.micro_batch or len(raw.indices)
-            for start in range(0, len(raw.indices), size):
-                self._gradients(raw, slice(start, start + size))
+        self._setup.execution.mark_step()
+        for _ in range(self._setup.config.accumulate):
+            image_batch = self._raw_batch()
+            size = self._setup.config.micro_batch or len(image_batch.indices)
+            for start in range(0, len(image_batch.indices), size):
+                self._gradients(image_batch, slice(start, start + size))
         with self._stage("optimizer"):
-            update(self._parts)
+            update(self._setup)
         with self._stage("ema"):
-            self._parts.method.after_step(1 / self._parts.steps)
+            self._setup.method.after_step(1 / self._setup.steps)
         return self._seconds
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        synchronize(self._parts.device)
+        synchronize(self._setup.device)
         began = time.perf_counter()
         yield
-        synchronize(self._parts.device)
+        synchronize(self._setup.device)
         self._seconds[name] += time.perf_counter() - began
 
-    def _raw_batch(self) -> RawBatch:
-        rows = self._random.integers(len(self._store), size=self._parts.config.batch_size)
+    def _raw_batch(self) -> ImageBatch:
+        rows = self._random.integers(len(self._store), size=self._setup.config.batch_size)
         with self._stage("read"):
             self._read(rows)
         with self._stage("decode"):
             pixels = self._decode(rows)
-        with self._stage("transfer") if self._parts.device.type != "cpu" else nullcontext():
+        with self._stage("transfer") if self._setup.device.type != "cpu" else nullcontext():
             images = self._send(pixels)
         if self._batches:
             with self._stage("gather"):
-                raw: RawBatch = next(self._batches)
-            return raw
+                image_batch: ImageBatch = next(self._batches)
+            return image_batch
         labels = None if self._store.labels is None else self._send(self._store.labels[rows])
-        return RawBatch(images.permute(0, 3, 1, 2), self._send(rows), labels)
+        return ImageBatch(images.permute(0, 3, 1, 2), self._send(rows), labels)
 
     def _read(self, rows: np.ndarray) -> None:
         """As many bytes of the file, from as many places, as the records of these images have on average."""
@@ -192,33 +192,33 @@ class Stages(Contestant):
 
     def _send(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
-        if self._parts.device.type == "cuda":
-            return tensor.pin_memory().to(self._parts.device, non_blocking=True)
-        return tensor.to(self._parts.device)
+        if self._setup.device.type == "cuda":
+            return tensor.pin_memory().to(self._setup.device, non_blocking=True)
+        return tensor.to(self._setup.device)
 
-    def _gradients(self, raw: RawBatch, rows: slice) -> None:
-        parts = self._parts
+    def _gradients(self, image_batch: ImageBatch, rows: slice) -> None:
+        setup = self._setup
         with self._stage("augment"):
-            crops = parts.execution.laid_out(parts.views(raw.images[rows], self._generator))
-        labels = raw.labels[rows] if parts.method.uses_labels and raw.labels is not None else None
-        batch = Batch(crops, raw.indices[rows], labels)
-        with self._stage("forward"), parts.execution.context(parts.device):
-            loss = parts.trained(batch)["loss"]
+            crops = setup.execution.laid_out(setup.augmentation(image_batch.images[rows], self._generator))
+        labels = image_batch.labels[rows] if setup.method.uses_labels and image_batch.labels is not None else None
+        batch = Batch(crops, image_batch.indices[rows], labels)
+        with self._stage("forward"), setup.execution.context(setup.device):
+            loss = setup.trained(batch)["loss"]
         with self._stage("backward"):
-            parts.scaler.scale(loss).backward()
+            setup.scaler.scale(loss).backward()
 
     def notes(self) -> dict[str, str]:
         """What one must know of a stage to read its time."""
         once = "once, before the first step; " if self.resident else ""
-        reader = " by sslkit's own reader" if self._parts.loader.kind == "ffcv" else ""
+        reader = " by sslkit's own reader" if self._setup.loader.kind == "ffcv" else ""
         notes = {
             "read": f"{once}from {self._store.path.name}, which the system may hold in memory",
             "decode": f"{once}{self._threads} threads{reader}, reading from memory",
             "transfer": once
-            + ("through pinned memory" if self._parts.device.type != "cpu" else "0: the device is the CPU"),
+            + ("through pinned memory" if self._setup.device.type != "cpu" else "0: the device is the CPU"),
             "gather": "a batch out of the images on the device",
         }
-        if self._parts.config.micro_batch:
+        if self._setup.config.micro_batch:
             notes["forward"] = "once a micro-batch; a step whose loss compares images embeds them twice"
         return notes
 
@@ -231,5 +231,5 @@ class Stages(Contestant):
         return not (self.resident and name in BEFORE)
 
 
-def _generator(parts: Parts) -> torch.Generator:
-    return torch.Generator(parts.device).manual_seed(parts.config.seed)
+def _generator(setup: TrainingSetup) -> torch.Generator:
+    return torch.Generator(setup.device).manual_seed(setup.config.seed)

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sslkit.augment.draws import per_view
-from sslkit.augment.views import Views
+from sslkit.augment.multi_view import MultiViewAugmentation
 from sslkit.backbones import create_backbone
 from sslkit.data.packing.pack import concrete_mode
 from sslkit.machine.environment import core_count
 from sslkit.training.optim.optimizer import make_optimizer
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit_bench.clock import Contestant, NotTheSame
 from sslkit_bench.workers import Workers
 
@@ -130,17 +130,17 @@ MODELS: dict[str, Callable[[nn.Module, int, Any], nn.Module]] = {"simclr": SimCL
 """By the name of sslkit's method; each takes (backbone, its width, options of that method)."""
 
 
-def transform_like(parts: Parts) -> tuple[Any, str]:
+def transform_like(setup: TrainingSetup) -> tuple[Any, str]:
     """(lightly's transform with the settings of the run's recipe, what of that it cannot do, in words)."""
     from lightly.transforms.multi_view_transform import MultiViewTransform
 
-    options = parts.config.augment.options
-    if not isinstance(options, Views.Config) or options.views != 2:
-        view = _view(parts, {"gaussian_blur": 0.5})
+    options = setup.config.augment.options
+    if not isinstance(options, MultiViewAugmentation.Config) or options.views != 2:
+        view = _view(setup, {"gaussian_blur": 0.5})
         return MultiViewTransform([view, view]), "its own defaults, for it has no such recipe"
     left_out = [name for name in ("shared", "either", "extra") if _used(getattr(options, name))]
     left_out += ["rotate.shear"] if _used(options.rotate) and options.rotate.shear else []
-    views = [_view(parts, _settings(options, number)) for number in range(2)]
+    views = [_view(setup, _settings(options, number)) for number in range(2)]
     return MultiViewTransform(views), f"without {', '.join(left_out)}" if left_out else "the run's settings"
 
 
@@ -149,16 +149,16 @@ def _used(step: Any) -> bool:
     return any(p) if isinstance(p, tuple) else bool(p)
 
 
-def _view(parts: Parts, settings: dict[str, Any]) -> Any:
+def _view(setup: TrainingSetup, settings: dict[str, Any]) -> Any:
     from lightly.transforms.byol_transform import BYOLView1Transform
     from lightly.transforms.simclr_transform import SimCLRViewTransform
 
-    normalize = {"mean": list(parts.stores.mean), "std": list(parts.stores.std)}
+    normalize = {"mean": list(setup.stores.mean), "std": list(setup.stores.std)}
     kind = BYOLView1Transform if "solarization_prob" in settings else SimCLRViewTransform
-    return kind(input_size=parts.stores.image_size, normalize=normalize, **settings)
+    return kind(input_size=setup.stores.image_size, normalize=normalize, **settings)
 
 
-def _settings(options: Views.Config, number: int) -> dict[str, Any]:
+def _settings(options: MultiViewAugmentation.Config, number: int) -> dict[str, Any]:
     """What view `number` of the recipe is called there."""
 
     def chance(step: Any) -> float:
@@ -192,20 +192,20 @@ class Lightly(Contestant):
 
     foreign = True
 
-    def __init__(self, parts: Parts, folder: Path, precision: torch.dtype | None = None) -> None:
+    def __init__(self, setup: TrainingSetup, folder: Path, precision: torch.dtype | None = None) -> None:
         from lightly.data import LightlyDataset
 
-        config = parts.config
-        transform, likeness = transform_like(parts)
+        config = setup.config
+        transform, likeness = transform_like(setup)
         workers = core_count(config.workers)
         self.name = "lightly" if precision is None else f"lightly-{str(precision).removeprefix('torch.')}"
         self.images = config.batch_size
         self.least = workers
         self.note = f"{workers} worker processes, {precision or 'fp32'}, NCHW; transforms: {likeness}"
         self._workers = Workers(LightlyDataset(str(folder), transform=transform), config.batch_size, workers)
-        self.model = model_like(parts).to(parts.device)
+        self.model = model_like(setup).to(setup.device)
         optimizer = make_optimizer(self.model, config.optimizer, LR)
-        self._losses = train(self.model, self._workers, optimizer, parts.device, precision)
+        self._losses = train(self.model, self._workers, optimizer, setup.device, precision)
         self.loss: Tensor | None = None
         """Of the last step."""
 
@@ -222,25 +222,25 @@ class Lightly(Contestant):
         self._workers.close()
 
 
-def model_like(parts: Parts) -> nn.Module:
+def model_like(setup: TrainingSetup) -> nn.Module:
     """lightly's model of the run's method on a network of its own, the same as the run's. Raises NotTheSame."""
-    name, options = parts.config.method.name, parts.config.method.options
+    name, options = setup.config.method.name, setup.config.method.options
     if name not in MODELS:
         raise NotTheSame(f"compared for {', '.join(MODELS)}, not for {name}")
     if getattr(options, "symmetric", False):
         raise NotTheSame("it has no equal of method.symmetric")
-    torch.manual_seed(parts.config.seed)
-    backbone = create_backbone(parts.config.backbone, image_size=parts.stores.image_size)
-    return MODELS[name](backbone, parts.method.width, options)
+    torch.manual_seed(setup.config.seed)
+    backbone = create_backbone(setup.config.backbone, image_size=setup.stores.image_size)
+    return MODELS[name](backbone, setup.method.width, options)
 
 
-def write_folder(parts: Parts, folder: Path) -> None:
+def write_folder(setup: TrainingSetup, folder: Path) -> None:
     """Images of the run as files: PNG where they are stored as they are, JPEG where they are compressed."""
-    store = parts.stores.pretrain
+    store = setup.stores.pretrain
     # Every data set has settings of its own, these two among them.
-    options: Any = parts.config.data.options
+    options: Any = setup.config.data.options
     ending = "png" if concrete_mode(options.mode, store.size) == "raw" else "jpg"
     quality = {} if ending == "png" else {"quality": options.jpeg_quality}
-    for row in range(min(len(store), max(IMAGES, parts.config.batch_size))):
+    for row in range(min(len(store), max(IMAGES, setup.config.batch_size))):
         pixels = store.read(np.array([row]))[0]
         Image.fromarray(pixels).save(folder / f"{row:06d}.{ending}", **quality)

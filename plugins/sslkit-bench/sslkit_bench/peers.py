@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from sslkit import plugins
-from sslkit.data.loaders.base import RawBatch
+from sslkit.data.loaders.base import ImageBatch
 from sslkit.errors import UserError, in_one_line
 from sslkit.machine.environment import package_version
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit_bench.clock import Contestant, NotTheSame
 
 TRAINING = ("lightly",)
@@ -38,12 +38,14 @@ def chosen(names: str | None) -> tuple[str, ...]:
     return tuple(name for name in known if name in asked)
 
 
-def find(names: Iterable[str], parts: Parts, raw: RawBatch, folder: Path) -> tuple[list[Contestant], dict[str, str]]:
+def find(
+    names: Iterable[str], setup: TrainingSetup, image_batch: ImageBatch, folder: Path
+) -> tuple[list[Contestant], dict[str, str]]:
     """(those that can take part, {name: why it does not}). Images for them are written into `folder`."""
     makers: dict[str, Callable[[], Iterator[Contestant]]] = {
-        "lightly": lambda: _lightly(parts, folder),
-        "kornia": lambda: _kornia(parts, raw),
-        "torchvision": lambda: _torchvision(parts, raw),
+        "lightly": lambda: _lightly(setup, folder),
+        "kornia": lambda: _kornia(setup, image_batch),
+        "torchvision": lambda: _torchvision(setup, image_batch),
     }
     found: list[Contestant] = []
     absent: dict[str, str] = {}
@@ -60,22 +62,22 @@ def find(names: Iterable[str], parts: Parts, raw: RawBatch, folder: Path) -> tup
     return found, absent
 
 
-def _lightly(parts: Parts, folder: Path) -> Iterator[Contestant]:
+def _lightly(setup: TrainingSetup, folder: Path) -> Iterator[Contestant]:
     from sslkit_bench.lightly_peer import Lightly, write_folder
 
-    write_folder(parts, folder)
-    yield Lightly(parts, folder)
-    if parts.device.type == "cuda":
-        yield Lightly(parts, folder, torch.bfloat16)
+    write_folder(setup, folder)
+    yield Lightly(setup, folder)
+    if setup.device.type == "cuda":
+        yield Lightly(setup, folder, torch.bfloat16)
 
 
-def _kornia(parts: Parts, raw: RawBatch) -> Iterator[Contestant]:
+def _kornia(setup: TrainingSetup, image_batch: ImageBatch) -> Iterator[Contestant]:
     from sslkit_bench.views_peers import Kornia
 
-    yield Kornia(parts, raw)
+    yield Kornia(setup, image_batch)
 
 
-def _torchvision(parts: Parts, raw: RawBatch) -> Iterator[Contestant]:
+def _torchvision(setup: TrainingSetup, image_batch: ImageBatch) -> Iterator[Contestant]:
     from sslkit_bench.views_peers import Torchvision
 
-    yield Torchvision(parts, raw)
+    yield Torchvision(setup, image_batch)

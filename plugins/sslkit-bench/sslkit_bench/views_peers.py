@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sslkit.augment.draws import per_view
-from sslkit.augment.extra import build as build_extra
-from sslkit.augment.views import Views
-from sslkit.data.loaders.base import RawBatch
+from sslkit.augment.kornia_transforms import build as build_extra
+from sslkit.augment.multi_view import MultiViewAugmentation
+from sslkit.data.loaders.base import ImageBatch
 from sslkit.machine.environment import core_count
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit_bench.clock import Contestant, NotTheSame
 from sslkit_bench.workers import Workers
 
@@ -24,7 +24,7 @@ STEPS = ("rotate", "crop", "flip", "jitter", "grayscale", "blur", "solarize")
 
 def steps_of(options: Any, view: int) -> Iterator[tuple[str, Any, float]]:
     """(name, settings, probability) of the steps that view number `view` takes. Raises NotTheSame."""
-    if not isinstance(options, Views.Config):
+    if not isinstance(options, MultiViewAugmentation.Config):
         raise NotTheSame("its recipe is not made of single steps")
     for name in ("shared", "either"):
         if getattr(getattr(options, name), "p", getattr(options, name)):
@@ -43,13 +43,13 @@ class Kornia(Contestant):
 
     name, foreign = "kornia", True
 
-    def __init__(self, parts: Parts, raw: RawBatch) -> None:
-        options = parts.config.augment.options
-        self.images = len(raw.indices)
-        self.note = f"AugmentationSequential, in batch on {parts.device}"
+    def __init__(self, setup: TrainingSetup, image_batch: ImageBatch) -> None:
+        options = setup.config.augment.options
+        self.images = len(image_batch.indices)
+        self.note = f"AugmentationSequential, in batch on {setup.device}"
         numbers = range(getattr(options, "views", 1))
-        self._containers = [kornia_container(options, n, parts).to(parts.device) for n in numbers]
-        self._raw = raw
+        self._containers = [kornia_container(options, n, setup).to(setup.device) for n in numbers]
+        self._raw = image_batch
 
     @torch.no_grad()
     def step(self) -> None:
@@ -61,7 +61,7 @@ class Kornia(Contestant):
         return [container(images) for container in self._containers]
 
 
-def kornia_container(options: Any, view: int, parts: Parts) -> Any:
+def kornia_container(options: Any, view: int, setup: TrainingSetup) -> Any:
     """View number `view` of the recipe, of images in [0, 1]. Raises NotTheSame."""
     import kornia.augmentation as kornia
 
@@ -74,10 +74,10 @@ def kornia_container(options: Any, view: int, parts: Parts) -> Any:
         "blur": lambda s, p, size: kornia.RandomGaussianBlur((s.kernel_size(size),) * 2, s.sigma, p=p),
         "solarize": lambda s, p, _: kornia.RandomSolarize((s.threshold, s.threshold), (0.0, 0.0), p=p),
     }
-    size = parts.stores.image_size
+    size = setup.stores.image_size
     steps = [made[name](step, p, size) for name, step, p in steps_of(options, view)]
     steps += [build_extra(name, given) for step in options.extra for name, given in step.items()]
-    mean, std = torch.tensor(parts.stores.mean), torch.tensor(parts.stores.std)
+    mean, std = torch.tensor(setup.stores.mean), torch.tensor(setup.stores.std)
     return kornia.AugmentationSequential(*steps, kornia.Normalize(mean, std), data_keys=["input"])
 
 
@@ -86,14 +86,14 @@ class Torchvision(Contestant):
 
     name, foreign = "torchvision", True
 
-    def __init__(self, parts: Parts, raw: RawBatch) -> None:
-        options, workers = parts.config.augment.options, core_count(parts.config.workers)
-        self.images, self.least = len(raw.indices), workers
+    def __init__(self, setup: TrainingSetup, image_batch: ImageBatch) -> None:
+        options, workers = setup.config.augment.options, core_count(setup.config.workers)
+        self.images, self.least = len(image_batch.indices), workers
         self.note = f"transforms.v2 on PIL images from memory, {workers} worker processes"
-        transforms = [torchvision_transform(options, n, parts) for n in range(getattr(options, "views", 1))]
-        pixels = raw.images.permute(0, 2, 3, 1).cpu().numpy()
+        transforms = [torchvision_transform(options, n, setup) for n in range(getattr(options, "views", 1))]
+        pixels = image_batch.images.permute(0, 2, 3, 1).cpu().numpy()
         self._workers = Workers(Pictures(pixels, transforms), self.images, workers)
-        self._device = parts.device
+        self._device = setup.device
 
     def begin(self) -> None:
         self._workers.wake()
@@ -123,7 +123,7 @@ class Pictures(Dataset[list[Tensor]]):
         return [transform(image) for transform in self._transforms]
 
 
-def torchvision_transform(options: Any, view: int, parts: Parts) -> Any:
+def torchvision_transform(options: Any, view: int, setup: TrainingSetup) -> Any:
     """View number `view` of the recipe, of a PIL image. Raises NotTheSame."""
     from torchvision.transforms import v2
 
@@ -139,11 +139,11 @@ def torchvision_transform(options: Any, view: int, parts: Parts) -> Any:
         "blur": lambda s, p, size: at_times(v2.GaussianBlur(s.kernel_size(size), s.sigma), p),
         "solarize": lambda s, p, _: v2.RandomSolarize(255 * s.threshold, p),
     }
-    steps = [made[name](step, p, parts.stores.image_size) for name, step, p in steps_of(options, view)]
+    steps = [made[name](step, p, setup.stores.image_size) for name, step, p in steps_of(options, view)]
     if options.extra:
         raise NotTheSame("it has no equal of augment.extra")
     to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    return v2.Compose([*steps, *to_float, v2.Normalize(list(parts.stores.mean), list(parts.stores.std))])
+    return v2.Compose([*steps, *to_float, v2.Normalize(list(setup.stores.mean), list(setup.stores.std))])
 
 
 def _strengths(jitter: Any) -> tuple[float, float, float, float]:

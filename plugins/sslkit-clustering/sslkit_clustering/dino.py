@@ -10,7 +10,7 @@ from sslkit.config import base as config
 from sslkit.machine import distributed
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
-from sslkit.nn.momentum import cosine_momentum, ema_update, slow_copy
+from sslkit.nn.momentum import cosine_momentum, ema_update, momentum_encoder
 from sslkit_clustering.assignments import Prototypes, swapped_cross_entropy
 
 
@@ -65,7 +65,7 @@ class DINO(Method):
         dims = self.width, config.hidden, config.hidden, config.bottleneck
         self.head = mlp(*dims, norm=config.norm, activation=nn.GELU).apply(_initialise)
         self.prototypes = Prototypes(config.bottleneck, config.prototypes)
-        self.teacher = slow_copy(self._student())
+        self.teacher = momentum_encoder(self._student())
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self.register_buffer("progress", torch.zeros(()))
         self._teacher_means: list[Tensor] = []

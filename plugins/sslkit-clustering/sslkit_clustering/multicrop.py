@@ -6,18 +6,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sslkit.augment import Blur, Crop, Flip, Grayscale, Jitter, Recipe, Solarize, Views
+from sslkit.augment import Augmentation, Blur, Crop, Flip, Grayscale, Jitter, MultiViewAugmentation, Solarize
 from sslkit.augment.base import Triple
 
 
-class MultiCrop(Recipe):
+class MultiCrop(Augmentation):
     """Two large views and six small ones; crops and flips alone (Caron et al. 2020, 3.2).
 
     Multi-crop, arXiv:2006.09882. The small views share flip, rotate, jitter, grayscale and extra with the
     large ones, have a crop and blur of their own, and are never solarized.
     """
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         crop: Crop = Crop(scale=(0.14, 1.0), ratio=(3 / 4, 4 / 3))
@@ -45,13 +45,13 @@ class MultiCrop(Recipe):
     def __init__(self, config: Config, image_size: int, mean: Triple, std: Triple) -> None:
         super().__init__(config, image_size, mean, std)
         self.n_views = config.views
-        self.large = Views(config, image_size, mean, std)
+        self.large = MultiViewAugmentation(config, image_size, mean, std)
         local_size = config.local_size or local_size_for(image_size)
-        self.small = Views(_local_config(config), local_size, mean, std) if config.local_views else None
+        self.small = MultiViewAugmentation(_local_config(config), local_size, mean, std) if config.local_views else None
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Large views [V*B, 3, S, S], then small ones [L*B, 3, s, s] unless L is 0; see `Recipe.forward`."""
+        """Large views [V*B, 3, S, S], then small ones [L*B, 3, s, s] unless L is 0; see `Augmentation.forward`."""
         large = self.large(images, generator)
         return large + self.small(images, generator) if self.small else large
 
@@ -88,8 +88,8 @@ def local_size_for(image_size: int) -> int:
     return max(16, 8 * round(image_size * 96 / 224 / 8))
 
 
-def _local_config(config: MultiCrop.Config) -> Views.Config:
-    return Views.Config(
+def _local_config(config: MultiCrop.Config) -> MultiViewAugmentation.Config:
+    return MultiViewAugmentation.Config(
         views=config.local_views,
         crop=config.local_crop,
         blur=config.local_blur,

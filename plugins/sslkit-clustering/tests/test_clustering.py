@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sslkit import plugins
 from sslkit.errors import UserError
 from sslkit.methods import Batch, RunInfo
-from sslkit.nn.momentum import slow_copy
+from sslkit.nn.momentum import momentum_encoder
 from sslkit.testing import TinyBackbone, check_method, in_two_processes, steps_on
 
 IMAGES, LARGE, SMALL = 6, 2, 3
@@ -43,7 +43,7 @@ def make_batch(images=IMAGES, large=LARGE, small=SMALL, seed=1):
 
 def test_swav_predicts_the_codes_of_the_large_views():
     method, batch = make(SwAV), make_batch()
-    twin = slow_copy(method)
+    twin = momentum_encoder(method)
     out = method(batch)
     z = twin.projector(torch.cat([twin.backbone(crops) for crops in batch.crops]))
     scores = (F.normalize(z, dim=1) @ F.normalize(twin.prototypes.weight, dim=1).T).view(LARGE + SMALL, IMAGES, 12)
@@ -193,7 +193,7 @@ def test_lightly_agrees_on_dino():
     for seed in (1, 2):
         batch = make_batch(seed=seed)
         batch.crops = [crops.double() for crops in batch.crops]
-        twin = slow_copy(method)
+        twin = momentum_encoder(method)
         teacher = batch.by_image(twin.teacher(batch.views)).unbind(1)
         student = batch.by_image(twin.prototypes(twin.head(torch.cat([twin.backbone(c) for c in batch.crops])))).unbind(
             1

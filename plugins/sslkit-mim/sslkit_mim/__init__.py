@@ -12,4 +12,4 @@ def register_methods(register: Any) -> None:
 
 @hookimpl
 def register_augmentations(register: Any) -> None:
-    register("mae", "sslkit_mim.views:MAEViews")
+    register("mae", "sslkit_mim.augmentation:MAEAugmentation")

@@ -12,10 +12,10 @@ from sslkit import plugins
 from sslkit.errors import UserError
 from sslkit.machine.distributed import gather
 from sslkit.methods import Batch, RunInfo
-from sslkit.nn.momentum import slow_copy
+from sslkit.nn.momentum import momentum_encoder
 from sslkit.testing import TinyBackbone, check_method, check_precision, in_two_processes, steps_on
 
-# More images than features and fewer: the sums over the matrices go two ways.
+# More images than features and fewer: the sums over the matrices differ.
 SHAPES = [(2, 8), (7, 8), (8, 8), (12, 5), (9, 1)]
 LOSSES = [barlow_twins, vicreg]
 METHODS = [BarlowTwins, VICReg]
@@ -211,7 +211,7 @@ def head(method):
 
 def own_pass(method, views):
     """Embeddings of each view, passed through the network on its own."""
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     return [head(reference)(reference.backbone(view)) for view in views.views.chunk(2)]
 
 

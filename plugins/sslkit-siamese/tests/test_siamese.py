@@ -13,7 +13,7 @@ from sslkit import plugins
 from sslkit.errors import UserError
 from sslkit.machine.distributed import gather
 from sslkit.methods import Batch, RunInfo
-from sslkit.nn.momentum import slow_copy
+from sslkit.nn.momentum import momentum_encoder
 from sslkit.testing import TinyBackbone, check_method, check_precision, in_two_processes, steps_on
 
 LOSSES = [negative_cosine, nnclr]
@@ -167,7 +167,7 @@ def widths(module):
 
 def own_pass(method, views):
     """Projections and predictions of each view, passed through the network on its own."""
-    reference = slow_copy(method)
+    reference = momentum_encoder(method)
     z = [reference.projector(reference.backbone(view)) for view in views.views.chunk(views.n_views)]
     return z, [reference.predictor(projection) for projection in z]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BASE = {"method.name": "pirl", "evaluators": "replace", "evaluators.knn": True}
-"""What a search asks for unless its settings say otherwise."""
+"""What a search asks for unless its settings override it."""
 DECIDED = {"out": "--out", "method.transforms": "--transforms"}
 """Settings that are the search's own -> the option that gives them."""
 
@@ -91,7 +91,7 @@ def _search(
     _check_figures(planned[0].config, display)
     outcomes: list[Outcome] = []
     for number, (combination, resolved) in enumerate(zip(chosen, planned), 1):
-        display.say(f"[{number}/{len(chosen)}] {_label(combination)}")
+        display.log(f"[{number}/{len(chosen)}] {_label(combination)}")
         outcomes.append(_outcome(combination, _trained(resolved, display)))
         outcomes.sort(key=lambda outcome: -outcome.figures[_ranked_by(outcome)])
         _write(out, outcomes, tuple(transforms), planned[0].config)
@@ -140,7 +140,7 @@ def _check_figures(config: RunConfig, display: Display) -> None:
 
     if not config.evaluators:
         raise UserError("a search needs an evaluator to rank by; leave evaluators out, or name one")
-    if open_stores(config.data, config.eval_data, config.seed, say=display.say).train is None:
+    if open_stores(config.data, config.eval_data, config.seed, log=display.log).train is None:
         raise UserError("a search needs labels to evaluate with; name labelled images with eval_data=")
 
 
@@ -154,7 +154,7 @@ def _trained(resolved: Resolved, display: Display) -> Run:
         run = Run.open(path)
         return run if _finished(run) else engine.resume(path, display)
     except Interrupted:
-        display.say(f"the search goes on from there with the same command (--out {path.parent})")
+        display.log(f"the search goes on from there with the same command (--out {path.parent})")
         raise
 
 

@@ -44,7 +44,7 @@ def with_recipes(layer: Layer, mistakes: Mistakes, folder: Path = Path(), within
         mistakes.add("recipe", str(error))
         return [own]
     if path.resolve() in within:
-        mistakes.add("recipe", f"{_called(path)} is based on itself, by way of {_called(within[-1])}")
+        mistakes.add("recipe", f"{_called(path)} is based on itself, through {_called(within[-1])}")
         return [own]
     return [*with_recipes(read_recipe(path, mistakes), mistakes, path.parent, (*within, path.resolve())), own]
 

@@ -17,7 +17,7 @@ SENT = 256
 """Steps whose row numbers are sent to the device at a time."""
 
 
-class RawBatch(NamedTuple):
+class ImageBatch(NamedTuple):
     """B images as they are stored, on the device."""
 
     images: Tensor
@@ -42,11 +42,11 @@ class Loader:
         self.steps_per_epoch = order.steps
         self._labels = None if store.labels is None else torch.from_numpy(store.labels).to(device)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[RawBatch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
         """Full batches of one epoch, from step `start` on; what fills no batch waits for another epoch."""
         for indices, pixels in self._steps(self.order.batches(epoch)[start:]):
             labels = None if self._labels is None else self._labels[indices]
-            yield RawBatch(pixels.permute(0, 3, 1, 2), indices, labels)
+            yield ImageBatch(pixels.permute(0, 3, 1, 2), indices, labels)
 
     def _steps(self, batches: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
         """(indices, pixels), both on the device, for every row of `batches`, int64 [steps, B]."""

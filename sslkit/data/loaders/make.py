@@ -1,4 +1,4 @@
-"""Batches of uint8 images on the device, the same ones whichever way they come.
+"""Choose a loader: every kind gives the same batches of uint8 images on the device.
 
 The order is a pure function of (seed, epoch): a run that resumes at a step needs no saved generator state.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sslkit.data.loaders.base import Kind, Loader, RawBatch, _Order, _to_device
+from sslkit.data.loaders.base import ImageBatch, Kind, Loader, _Order, _to_device
 from sslkit.data.loaders.ffcv import FFCV, ffcv_missing
 from sslkit.data.loaders.resident import Resident
 from sslkit.data.loaders.threads import Threads
@@ -33,7 +33,7 @@ def make_loader(
     workers: int | Literal["auto"] = -1,
     rank: int = 0,
     world: int = 1,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> "Loader":
     """Shuffled batches of `batch_size` images for process `rank` of `world`.
 
@@ -46,24 +46,24 @@ def make_loader(
         together = f" × {world} processes" if world > 1 else ""
         raise UserError(f"batch_size={batch_size}{together} is more than the {len(store)} images; lower it")
     device = torch.device(device)
-    chosen, why = _choose(store, device, say) if kind == "auto" else (kind, "asked for")
+    chosen, why = _choose(store, device, log) if kind == "auto" else (kind, "asked for")
     _check_possible(chosen, store, device)
     order = _Order(len(store), batch_size, seed, rank, world)
     loaders: dict[str, type[Loader]] = {"resident": Resident, "ffcv": FFCV, "torch": Threads}
     return loaders[chosen](store, order, device, core_count(workers), why)
 
 
-def in_order(store: Store, *, batch_size: int, device: torch.device | str) -> Iterator[RawBatch]:
+def in_order(store: Store, *, batch_size: int, device: torch.device | str) -> Iterator[ImageBatch]:
     """Every image once, in the store's order, for evaluation; the last batch may be short."""
     device = torch.device(device)
     chunks = np.array_split(np.arange(len(store)), range(batch_size, len(store), batch_size))
     threads = core_count()
     for rows, pixels in zip(chunks, ordered_map(store.read, chunks, threads, ahead=threads + 1)):
         labels = None if store.labels is None else torch.from_numpy(store.labels[rows]).to(device)
-        yield RawBatch(_to_device(pixels, device).permute(0, 3, 1, 2), torch.from_numpy(rows).to(device), labels)
+        yield ImageBatch(_to_device(pixels, device).permute(0, 3, 1, 2), torch.from_numpy(rows).to(device), labels)
 
 
-def _choose(store: Store, device: torch.device, say: Callable[[str], None]) -> tuple[str, str]:
+def _choose(store: Store, device: torch.device, log: Callable[[str], None]) -> tuple[str, str]:
     """(kind, why) for auto."""
     needed, free = _decoded_bytes(store), free_memory(device)
     if needed * SHARE_OF_MEMORY <= free:
@@ -75,7 +75,7 @@ def _choose(store: Store, device: torch.device, say: Callable[[str], None]) -> t
     missing = ffcv_missing()
     if missing is None:
         return "ffcv", large
-    say(f"decoding without FFCV, which is slower and gives the same batches: {missing}")
+    log(f"decoding without FFCV, which is slower and gives the same batches: {missing}")
     return "torch", f"{large}, and FFCV is {missing}"
 
 

@@ -22,10 +22,10 @@ AHEAD = 1.5
 TRIED = 64
 """Images that are decoded to see how fast one core is."""
 PIECES = 4
-"""Parts of which each is timed: their median takes no notice of one that was held up."""
+"""TrainingSetup of which each is timed: their median takes no notice of one that was held up."""
 
 
-def decide(loader: "Loader", needed: float | None, say: Callable[[str], None], processes: int = 1) -> None:
+def decide(loader: "Loader", needed: float | None, log: Callable[[str], None], processes: int = 1) -> None:
     """Set `loader.workers`, before its first epoch, for steps that take `needed` images/s (None: not known).
 
     `processes` of this machine share its cores. The resident loader decodes before the first step with all of them.
@@ -36,7 +36,7 @@ def decide(loader: "Loader", needed: float | None, say: Callable[[str], None], p
     busy = loader.device.type == "cpu"
     one = rate_of_one(loader.store) if busy and needed else None
     loader.workers = enough(one, needed, cores, busy)
-    say(in_words(loader.workers, one, needed, cores, busy))
+    log(in_words(loader.workers, one, needed, cores, busy))
 
 
 def enough(one: float | None, needed: float | None, cores: int, busy: bool) -> int:

@@ -30,7 +30,7 @@ def fetch_archive(url: str, md5: str, folder: Path, wanted: Collection[str]) -> 
             archive.unlink()
     except (OSError, tarfile.TarError, ValueError) as error:
         raise UserError(
-            f"{url} cannot be downloaded to {folder} ({error}); put its files there by another way, "
+            f"{url} cannot be downloaded to {folder} ({error}); put its files there by other means, "
             f"or give their folder as data.root="
         ) from error
 

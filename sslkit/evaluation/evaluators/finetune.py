@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.augment.recipes import WeakViews
+from sslkit.augment.builtin import WeakAugmentation
 from sslkit.errors import UserError
 from sslkit.evaluation.evaluator import Evaluator, accuracy
 from sslkit.evaluation.subject import Subject
@@ -28,7 +28,7 @@ class Tuning(Evaluator):
         min_steps: int = Field(200, ge=1)
         """At least so many steps, whatever the epochs: a handful of images makes few steps an epoch."""
         steps: int | None = Field(None, ge=1)
-        """Exactly so many steps; null: as the epochs and min_steps say."""
+        """Exactly so many steps; null: as the epochs and min_steps log."""
         batch_size: int = Field(256, ge=2)
         """Images a step; where there are fewer, each comes several times, cropped and mirrored anew."""
         lr: float = Field(0.05, gt=0)
@@ -80,11 +80,11 @@ class Tuning(Evaluator):
         from sslkit.data import make_loader
 
         mean, std = (tuple(v.flatten().tolist()) for v in (subject.mean, subject.std))
-        weak = WeakViews(WeakViews.Config(), subject.image_size, mean, std).to(subject.device)
+        weak = WeakAugmentation(WeakAugmentation.Config(), subject.image_size, mean, std).to(subject.device)
         repeats = math.ceil(self.config.batch_size / len(rows))
         images = subject.train.subset(np.tile(rows, repeats))
         loader = make_loader(
-            images, batch_size=self.config.batch_size, seed=subject.seed, device=subject.device, say=lambda line: None
+            images, batch_size=self.config.batch_size, seed=subject.seed, device=subject.device, log=lambda line: None
         )
         generator = torch.Generator(subject.device).manual_seed(subject.seed)
         for step in range(steps):

@@ -25,7 +25,7 @@ class Linear(Evaluator):
         layer: str | None = None
         """Layer to probe, by its name in the network: layer3, blocks.4; null: the backbone's features."""
         solver: Literal["sgd", "lbfgs"] = "sgd"
-        """sgd: the papers' way; lbfgs: logistic regression to its optimum, which has no learning rate."""
+        """sgd: as in the papers; lbfgs: logistic regression to its optimum, which has no learning rate."""
         standardize: bool = True
         """Bring each feature to mean 0 and deviation 1 over the training images, so that one rate suits all."""
         epochs: int = Field(100, ge=1)

@@ -28,12 +28,12 @@ def nearest(
     """
     k = min(k, len(train_x))
     queries = max(1, min(QUERIES, SIMILARITIES // max(beside, 2 * k)))
-    bank = _Bank(train_x, metric, max(1, SIMILARITIES // max(min(queries, len(test_x)), train_x.shape[1])))
+    bank = _TrainFeatures(train_x, metric, max(1, SIMILARITIES // max(min(queries, len(test_x)), train_x.shape[1])))
     for x in test_x.split(queries):
         yield _of_all_blocks(bank.around_centre(x, _scales(x, metric)), bank, k)
 
 
-class _Bank:
+class _TrainFeatures:
     """Training images in blocks, and of each image what all test images ask for: its scale, and its square.
 
     -‖x - t‖²/2 is x·t - ‖t‖²/2, but for a number that is the same for all t. Both are taken around the centre: far from
@@ -62,7 +62,7 @@ class _Bank:
             yield torch.addmm(squares, x, self.around_centre(block, scales).T, beta=-0.5)
 
 
-def _of_all_blocks(x: Tensor, bank: _Bank, k: int) -> tuple[Tensor, Tensor]:
+def _of_all_blocks(x: Tensor, bank: _TrainFeatures, k: int) -> tuple[Tensor, Tensor]:
     best, index = x.new_empty(len(x), 0), x.new_empty(len(x), 0, dtype=torch.int64)
     start = 0
     for nearness in bank.nearness(x):

@@ -40,7 +40,7 @@ class Saliency(Evaluator):
         noise: float = Field(0.15, gt=0)
         """SmoothGrad: standard deviation of the noise, as a share of the image's range (the paper: 0.1 to 0.2)."""
         layer: str | None = None
-        """Grad-CAM: layer by its name in the network; null: the deepest with a map of at least 4×4 that has a say."""
+        """Grad-CAM: layer by its name in the network; null: the deepest with a map of at least 4×4 that has a log."""
         l2: float = Field(1.0, ge=0)
         """Of the probe: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C)."""
 
@@ -168,7 +168,7 @@ def grad_cam(backbone: nn.Module, scorer: nn.Module, layer: str, views: Tensor, 
 def cam_layer(backbone: nn.Module, scorer: nn.Module, view: Tensor, label: Tensor) -> str:
     """The deepest layer with a map that is fine enough and that the score hangs on.
 
-    Of a transformer that reads its class token, the last block's other tokens have no say. Raises UserError where
+    Of a transformer that reads its class token, the last block's other tokens have no log. Raises UserError where
     there is none.
     """
     shapes = layer_names(backbone, view.shape[-1])

@@ -237,7 +237,7 @@ def _names(runs: Sequence[RunFiles]) -> list[str]:
 
 def _caveats(chosen: Sequence[Headline | None]) -> list[str]:
     if len({(h.data, h.protocol) for h in chosen if h}) > 1:
-        return ["The runs were not all measured on the same images in the same way: compare them with care."]
+        return ["The runs were not all measured on the same images alike: compare them with care."]
     return []
 
 

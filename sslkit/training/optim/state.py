@@ -30,7 +30,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_tensors` gave, into an optimizer made in the same way for the same module.
+    """Put back what `optimizer_tensors` gave, into an optimizer made alike for the same module.
 
     Every tensor gets back the strides and the kind of device (its parameter's, or the CPU) that it had, so
     that training goes on bit for bit where the kernels are the same. Raises ValueError where the parameters do

@@ -1,4 +1,4 @@
-"""Which ways of running a network are worth timing on a device."""
+"""The executions of a network that are worth timing on a device."""
 
 from dataclasses import replace
 
@@ -12,24 +12,26 @@ from sslkit.training.execution import Execution, depthwise_convolutions, usual
 
 
 def eager_candidates(config: RunConfig, device: torch.device, method: Method) -> list[Execution]:
-    """The usual way, and those that differ from it in one thing that the settings leave open; all uncompiled.
+    """The usual candidate, and those that differ from it in one thing that the settings leave open; all uncompiled.
 
     Depthwise convolutions in fp32, where the network has any, are tried with each precision below that.
     """
     config = config.model_copy(update={"compile": False})
-    ways = [usual(config, device)]
+    candidates = [usual(config, device)]
     if config.precision == "auto" and has_bf16(device):
-        other = "fp32" if ways[0].precision == "bf16" else "bf16"
-        ways.append(usual(config.model_copy(update={"precision": other}), device))
+        other = "fp32" if candidates[0].precision == "bf16" else "bf16"
+        candidates.append(usual(config.model_copy(update={"precision": other}), device))
     if config.depthwise_fp32 == "auto" and any(depthwise_convolutions(method)):
-        ways += [replace(way, depthwise_fp32=True) for way in ways if way.precision != "fp32"]
+        candidates += [
+            replace(candidate, depthwise_fp32=True) for candidate in candidates if candidate.precision != "fp32"
+        ]
     if config.channels_last == "auto":
-        ways.append(replace(ways[0], channels_last=False))
-    return ways
+        candidates.append(replace(candidates[0], channels_last=False))
+    return candidates
 
 
 def compiled_candidates(config: RunConfig, device: torch.device, best: Execution) -> list[Execution]:
-    """The best uncompiled way, compiled, where the settings leave that open.
+    """The best uncompiled candidate, compiled, where the settings leave that open.
 
     Not with several GPUs: what a process tries alone has no synchronised batch norm, which compiles otherwise and
     cannot be replayed as a CUDA graph.

@@ -1,7 +1,7 @@
-"""The steps of a recipe: their settings, the random parameters they draw, and what they apply.
+"""The transforms of a recipe: their settings, the random parameters they draw, and what they apply.
 
 `sample` draws parameters for a batch; a call draws and applies. `p` is the probability that an image gets the
-step, one number for all views or one a view, which is all that an asymmetric recipe needs.
+transform, one number for all views or one a view, which is all that an asymmetric recipe needs.
 """
 
 import math
@@ -53,7 +53,7 @@ class Crop(Config):
         """[V*B, 4] rows of top, left, height, width, whole pixels, as torchvision's RandomResizedCrop.
 
         A box that does not fit is drawn again, ten times in all; then the largest central one is taken. Where
-        the step is not taken, the box is the whole image.
+        the transform is not taken, the box is the whole image.
         """
         tries = 10
         area = draws.table(tries, *self.scale) * (height * width)
@@ -102,14 +102,14 @@ class Rotate(Config):
     p: Probability = 0.0
     """Probability, one number or one a view."""
     degrees: float = Field(default=15.0, ge=0, le=180)
-    """Largest angle either way."""
+    """Largest angle in either direction."""
     shear: float = Field(default=0.0, ge=0, lt=90)
-    """Largest slant of the vertical either way, in degrees."""
+    """Largest slant of the vertical in either direction, in degrees."""
     padding: Literal["zeros", "border", "reflection"] = "reflection"
     """What comes in from outside the image."""
 
     def sample(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Angle and shear in degrees, [V*B] each; 0 where the step is not taken."""
+        """Angle and shear in degrees, [V*B] each; 0 where the transform is not taken."""
         taken = draws.mask(self.p)
         angle = draws.uniform(-self.degrees, self.degrees)
         shear = draws.uniform(-self.shear, self.shear)
@@ -131,7 +131,7 @@ class Jitter(Config):
     saturation: float = Field(default=0.4, ge=0)
     """Factor from max(0, 1 - saturation) to 1 + saturation."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """Largest turn of the hue either way; 0.5 is half the colour circle."""
+    """Largest turn of the hue in either direction; 0.5 is half the colour circle."""
     strength: float = Field(default=1.0, ge=0)
     """Multiplies all four; hue stays within 0.5."""
 
@@ -171,7 +171,7 @@ class Blur(Config):
     """Width of the kernel as a fraction of the view, made odd (SimCLR, Appendix A: 10%)."""
 
     def sample(self, draws: Draws) -> Tensor:
-        """Standard deviations in pixels, [V*B]; NO_BLUR where the step is not taken."""
+        """Standard deviations in pixels, [V*B]; NO_BLUR where the transform is not taken."""
         return torch.where(draws.mask(self.p), draws.uniform(*self.sigma), NO_BLUR)
 
     def kernel_size(self, image_size: int) -> int:

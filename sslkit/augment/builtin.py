@@ -2,14 +2,14 @@
 
 from pydantic import Field
 
-from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize
-from sslkit.augment.views import Views
+from sslkit.augment.multi_view import MultiViewAugmentation
+from sslkit.augment.transforms import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize
 
 
-class SimCLRViews(Views):
+class SimCLRAugmentation(MultiViewAugmentation):
     """SimCLR's views: strong colour distortion, blur on half of them (Chen et al. 2020, Appendix A)."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         crop: Crop = Crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
@@ -19,10 +19,10 @@ class SimCLRViews(Views):
         blur: Blur = Blur(p=0.5, sigma=(0.1, 2.0), kernel=0.1)
 
 
-class BYOLViews(Views):
+class BYOLAugmentation(MultiViewAugmentation):
     """BYOL's views, of two kinds: one always blurred, one solarized at times (Grill et al. 2020, Table 6)."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         crop: Crop = Crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
@@ -33,10 +33,10 @@ class BYOLViews(Views):
         solarize: Solarize = Solarize(p=(0.0, 0.2), threshold=0.5)
 
 
-class MoCoV2Views(Views):
+class MoCoV2Augmentation(MultiViewAugmentation):
     """MoCo v2's views: larger crops, milder colours, blur on half of them (arXiv:2003.04297)."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         crop: Crop = Crop(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3))
@@ -46,10 +46,10 @@ class MoCoV2Views(Views):
         blur: Blur = Blur(p=0.5, sigma=(0.1, 2.0), kernel=0.1)
 
 
-class SmallViews(Views):
+class SmallAugmentation(MultiViewAugmentation):
     """For 32 to 64 px: SimCLR's on CIFAR-10, half the distortion, no blur (Chen et al. 2020, B.9)."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         crop: Crop = Crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
@@ -58,10 +58,10 @@ class SmallViews(Views):
         grayscale: Grayscale = Grayscale(p=0.2)
 
 
-class BeasseViews(Views):
+class BeasseAugmentation(MultiViewAugmentation):
     """Crops or colours, one of the two at random, both mild (Beasse and Kabouri 2024, Algorithm 1)."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         crop: Crop = Crop(scale=(0.7, 1.0), ratio=(0.8, 1.2))
@@ -70,10 +70,10 @@ class BeasseViews(Views):
         either: Probability | None = 0.5
 
 
-class WeakViews(Views):
+class WeakAugmentation(MultiViewAugmentation):
     """One view: a large crop, mirrored half the time; for methods whose task is the image itself."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         views: int = Field(default=1, ge=1)
@@ -81,15 +81,15 @@ class WeakViews(Views):
         flip: Flip = Flip(p=0.5)
 
 
-class DigitViews(Views):
+class DigitAugmentation(MultiViewAugmentation):
     """For small handwriting: mild crops, a little rotation and slant, no mirroring, no colour."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         crop: Crop = Crop(scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3))
         rotate: Rotate = Rotate(p=0.8, degrees=15, shear=15, padding="zeros")
 
 
-class PlainViews(Views):
+class PlainAugmentation(MultiViewAugmentation):
     """No augmentation: the whole image, resized and normalised, once a view."""

@@ -1,4 +1,4 @@
-"""Small runs, and the ways to execute them, for the tests of `execution` and `tune`."""
+"""Small runs, and the candidates to execute them, for the tests of `execution` and `tune`."""
 
 from itertools import islice
 
@@ -8,7 +8,7 @@ from sslkit.config.resolve import resolve
 from sslkit.config.run import RunConfig
 from sslkit.training.build import build
 from sslkit.training.execution import Execution
-from sslkit.training.setup import Parts
+from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import train_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -27,11 +27,11 @@ def config_of(*words: str) -> RunConfig:
     return resolve([f"{key}={value}" for key, value in given.items()]).config
 
 
-def built(*words: str, say=print) -> Parts:
-    return build(config_of(*words), say)
+def built(*words: str, log=print) -> TrainingSetup:
+    return build(config_of(*words), log)
 
 
-def stepped(parts: Parts, count: int = 1) -> list[float]:
+def stepped(setup: TrainingSetup, count: int = 1) -> list[float]:
     """Losses of the first steps."""
-    batches = parts.loader.epoch(0)
-    return [float(train_step(parts, list(islice(batches, 1)), step)["loss"]) for step in range(count)]
+    batches = setup.loader.epoch(0)
+    return [float(train_step(setup, list(islice(batches, 1)), step)["loss"]) for step in range(count)]

@@ -1,4 +1,4 @@
-"""Any augmentation of kornia as a step, by its class name."""
+"""Any augmentation of kornia as a transform, by its class name."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -62,29 +62,29 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-class ExtraSteps(nn.Sequential):
+class KorniaTransforms(nn.Sequential):
     """kornia augmentations in a row, on float [N, 3, size, size] in [0, 1].
 
     Raises UserError if one cannot run on such images or changes their size.
     """
 
-    def __init__(self, steps: tuple[dict[str, dict[str, Any]], ...], size: int) -> None:
-        super().__init__(*[build(name, options) for step in steps for name, options in step.items()])
-        for step in self:
-            _try_out(step, size)
+    def __init__(self, transforms: tuple[dict[str, dict[str, Any]], ...], size: int) -> None:
+        super().__init__(*[build(name, options) for transform in transforms for name, options in transform.items()])
+        for transform in self:
+            _try_out(transform, size)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         with _seeded(images.device, generator):
             return super().forward(images)
 
 
-def _try_out(step: nn.Module, size: int) -> None:
-    name = type(step).__name__
+def _try_out(transform: nn.Module, size: int) -> None:
+    name = type(transform).__name__
     # Enough images that some are taken even where p is small.
     images = torch.full((16, 3, size, size), 0.5)
     try:
         with _seeded(images.device, torch.Generator()):
-            shape = step(images).shape
+            shape = transform(images).shape
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -93,7 +93,7 @@ def _try_out(step: nn.Module, size: int) -> None:
     if shape != images.shape:
         raise UserError(
             f"augment.extra: kornia's {name} makes {tuple(shape[2:])} px of {size} px images; "
-            "a step must keep the size (augment.crop resizes)"
+            "a transform must keep the size (augment.crop resizes)"
         )
 
 

@@ -2,13 +2,13 @@
 
 from pydantic import Field
 
-from sslkit.augment import Crop, Flip, Views
+from sslkit.augment import Crop, Flip, MultiViewAugmentation
 
 
-class MAEViews(Views):
+class MAEAugmentation(MultiViewAugmentation):
     """MAE's view: one large crop, mirrored at random; the colours stay (He et al. 2022, Table 8)."""
 
-    class Config(Views.Config):
+    class Config(MultiViewAugmentation.Config):
         """What `augment.<field>=` accepts."""
 
         views: int = Field(default=1, ge=1)

@@ -1,4 +1,4 @@
-"""The recipe that all built-in ones are made of: named steps in a fixed order."""
+"""The recipe that all built-in ones are made of: named transforms in a fixed order."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -10,23 +10,23 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sslkit.augment import ops
-from sslkit.augment.base import Recipe, Triple
-from sslkit.augment.draws import Dealt, Draws, per_view
-from sslkit.augment.extra import Extra, ExtraSteps
+from sslkit.augment.base import Augmentation, Triple
+from sslkit.augment.draws import Draws, PresampledDraws, per_view
+from sslkit.augment.kornia_transforms import Extra, KorniaTransforms
 from sslkit.augment.parameters import Parameters, render_plain
-from sslkit.augment.steps import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize, boxes_where
+from sslkit.augment.transforms import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize, boxes_where
 from sslkit.config.base import Config
 
 Kernels = Literal["auto", "plain"]
 
 
-class Views(Recipe):
-    """Views by named steps: shared, rotate, crop, flip, jitter, grayscale, blur, solarize, extra, normalise.
+class MultiViewAugmentation(Augmentation):
+    """Views by named transforms: shared, rotate, crop, flip, jitter, grayscale, blur, solarize, extra, normalise.
 
-    A recipe is a subclass whose Config gives other defaults. A step with p=0 in every view costs nothing.
+    A recipe is a subclass whose Config gives other defaults. A transform with p=0 in every view costs nothing.
     """
 
-    class Config(Recipe.Config):
+    class Config(Augmentation.Config):
         """What `augment.<field>=` accepts."""
 
         views: int = Field(default=2, ge=1)
@@ -48,7 +48,7 @@ class Views(Recipe):
         solarize: Solarize = Solarize()
         """Invert what is bright: p, threshold."""
         either: Probability | None = None
-        """Probability that a view is cropped and keeps its colours, not the other way round; null: both at once."""
+        """Probability that a view is cropped and keeps its colours, not the reverse; null: both at once."""
         extra: Extra = ()
         """Augmentations of kornia, after the others: [RandomPerspective, {RandomErasing: {p: 0.3}}]."""
 
@@ -62,7 +62,7 @@ class Views(Recipe):
         @model_validator(mode="before")
         @classmethod
         def _keep_the_rest(cls, given: Any) -> Any:
-            """What is not given of a step stays as this recipe has it, not as the step's class does."""
+            """What is not given of a transform stays as this recipe has it, not as the transform's class does."""
             if not isinstance(given, Mapping):
                 return given
             return {name: _over_default(cls.model_fields.get(name), value) for name, value in given.items()}
@@ -71,7 +71,7 @@ class Views(Recipe):
         def _one_probability_a_view(self) -> Self:
             if isinstance(self.shared.p, tuple):
                 raise ValueError("shared.p is one number, because all views of an image share the box")
-            chances = {f"{name}.p": getattr(step, "p", None) for name, step in self} | {"either": self.either}
+            chances = {f"{name}.p": getattr(transform, "p", None) for name, transform in self} | {"either": self.either}
             for name, p in chances.items():
                 if isinstance(p, tuple) and len(p) != self.views:
                     raise ValueError(f"{name} has {len(p)} numbers for {self.views} views; give one a view, or one")
@@ -82,7 +82,7 @@ class Views(Recipe):
     def __init__(self, config: Config, image_size: int, mean: Triple, std: Triple) -> None:
         super().__init__(config, image_size, mean, std)
         self.n_views = config.views
-        self.extra = ExtraSteps(config.extra, image_size)
+        self.extra = KorniaTransforms(config.extra, image_size)
         self.kernels: Kernels = "auto"
         """auto: numba's for images on the CPU, and those that `compile` made elsewhere; plain: none."""
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -90,7 +90,7 @@ class Views(Recipe):
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """One tensor [V*B, 3, image_size, image_size]; see `Recipe.forward`."""
+        """One tensor [V*B, 3, image_size, image_size]; see `Augmentation.forward`."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, not {images.dtype}")
         numbers = self._numbers(images, generator)
@@ -124,15 +124,15 @@ class Views(Recipe):
         return Draws(self.n_views, len(images), images.device, generator).table(self._columns)
 
     def _drawn(self, images: Tensor, numbers: Tensor) -> Parameters:
-        return self._sample(Dealt(self.n_views, numbers), *images.shape[2:])
+        return self._sample(PresampledDraws(self.n_views, numbers), *images.shape[2:])
 
     def _plain(self, images: Tensor, numbers: Tensor) -> Tensor:
         return render_plain(images, self._drawn(images, numbers), self.image_size, *self._normalisation)
 
     def _by_numba(self, images: Tensor, numbers: Tensor) -> Tensor:
-        from sslkit.augment import cpu
+        from sslkit.augment import cpu_kernels
 
-        return cpu.render(images, self._drawn(images, numbers), self.image_size, *self._normalisation)
+        return cpu_kernels.render(images, self._drawn(images, numbers), self.image_size, *self._normalisation)
 
     @property
     def _normalisation(self) -> tuple[Triple, Triple]:
@@ -165,14 +165,14 @@ class Views(Recipe):
         )
         return drawn if cropped is None else drawn.colours_kept(cropped)
 
-    def _used(self, step: Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize) -> bool:
-        return any(per_view(step.p, self.n_views))
+    def _used(self, transform: Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize) -> bool:
+        return any(per_view(transform.p, self.n_views))
 
     def _count_columns(self) -> int:
         """Random numbers a view takes, found out by a try with more than enough of them."""
-        draws = Dealt(self.n_views, torch.zeros(self.n_views, 1000))
+        draws = PresampledDraws(self.n_views, torch.zeros(self.n_views, 1000))
         self._sample(draws, self.image_size, self.image_size)
-        return draws.dealt
+        return draws.used_columns
 
 
 @cache

@@ -1,7 +1,7 @@
-"""All steps of a view while it lies in a core's cache: numba kernels for the CPU, equal to those of `ops.py`.
+"""All transforms of a view while it lies in a core's cache: numba kernels for the CPU, equal to those of `ops.py`.
 
 `render` deals the views out to threads, `_render` makes some of them one after another; below it stand the
-steps, each on one image of three planes. Arithmetic is float32 throughout, which is why numbers are wrapped.
+transforms, each on one image of three planes. Arithmetic is float32 throughout, which is why numbers are wrapped.
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _arrays(drawn: Parameters, aspect: float) -> tuple[Any, ...]:
-    """What was drawn, as arrays of one type each; empty for a step that is not taken."""
+    """What was drawn, as arrays of one type each; empty for a transform that is not taken."""
     affine = None
     if drawn.rotation is not None:
         affine = inverse_affine(*drawn.rotation, aspect if drawn.shared is None else 1.0).view(-1, 6)
@@ -139,7 +139,7 @@ def _render(
     inverse_std,
     out,
 ):
-    """Views `start` to `stop`; an empty array means that its step is never taken."""
+    """Views `start` to `stop`; an empty array means that its transform is never taken."""
     size = out.shape[1]
     planes, spare = np.empty((3, size * size), np.float32), np.empty(size * size, np.float32)
     weights = np.empty(kernel_size // 2 + 1, np.float32)
@@ -282,20 +282,20 @@ def _taps(start, length, mirrored, source, size):
 @_jit
 def _jitter(planes, factors, order):
     red, green, blue = planes[0], planes[1], planes[2]
-    for step in order:
-        factor = factors[step]
-        if step == HUE:
+    for transform in order:
+        factor = factors[transform]
+        if transform == HUE:
             if factor != 0:
                 _turn_hue(red, green, blue, factor)
         elif factor != 1:
-            _blend(red, green, blue, factor, step)
+            _blend(red, green, blue, factor, transform)
 
 
 @_jit
-def _blend(red, green, blue, keep, step):
+def _blend(red, green, blue, keep, transform):
     """Brightness mixes with black, contrast with the mean luma, saturation with each pixel's own."""
-    constant = (_ONE - keep) * _mean_luma(red, green, blue) if step == CONTRAST else _ZERO
-    to_gray = _ONE - keep if step == SATURATION else _ZERO
+    constant = (_ONE - keep) * _mean_luma(red, green, blue) if transform == CONTRAST else _ZERO
+    to_gray = _ONE - keep if transform == SATURATION else _ZERO
     for i in range(len(red)):
         r, g, b = red[i], green[i], blue[i]
         mix = constant + to_gray * (r * _RED + g * _GREEN + b * _BLUE)

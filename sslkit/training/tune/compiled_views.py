@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sslkit.augment.views import Views
+from sslkit.augment.multi_view import MultiViewAugmentation
 from sslkit.errors import in_one_line
 from sslkit.machine import distributed
 from sslkit.machine.devices import release, synchronize
-from sslkit.training.execution import view_recipes
+from sslkit.training.execution import multi_view_augmentations
 from sslkit.training.out_of_memory import is_out_of_memory
 from sslkit.training.tune.timings import MARGIN
 from sslkit.training.tune.trials import stored_batch
 
 if TYPE_CHECKING:
-    from sslkit.training.setup import Parts
+    from sslkit.training.setup import TrainingSetup
 
 COMPILING_PAYS = 120.0
 """Seconds that a run must spend on plain views before compiled ones, which cost less than a minute, are tried."""
@@ -30,33 +30,33 @@ STRAY_PIXELS = 1e-4
 
 
 def compiled_views(
-    parts: "Parts", steps: int, known: bool | None, say: Callable[[str], None]
+    setup: "TrainingSetup", steps: int, known: bool | None, log: Callable[[str], None]
 ) -> tuple[bool, bool | None]:
     """(whether this run compiles its views, whether compiled ones are known to be faster; None: not known)."""
-    if not _can_be_compiled(parts):
+    if not _can_be_compiled(setup):
         return False, known
-    images = stored_batch(parts, 0).images[: parts.config.micro_batch]
-    plain = _plain_seconds(parts, images)
+    images = stored_batch(setup, 0).images[: setup.config.micro_batch]
+    plain = _plain_seconds(setup, images)
     if distributed.from_main(plain * steps) < COMPILING_PAYS:
         return False, known
     if known is None:
-        tried = [try_compiled(recipe, images) for recipe in view_recipes(parts.views)]
-        for recipe, (_, found) in zip(view_recipes(parts.views), tried):
-            say(f"views of {recipe.image_size} px: {found}")
+        tried = [try_compiled(recipe, images) for recipe in multi_view_augmentations(setup.augmentation)]
+        for recipe, (_, found) in zip(multi_view_augmentations(setup.augmentation), tried):
+            log(f"views of {recipe.image_size} px: {found}")
         known = in_all([in_all(theirs) for theirs in distributed.everyones([faster for faster, _ in tried])])
-    release(parts.device)
+    release(setup.device)
     return bool(known), known
 
 
-def _can_be_compiled(parts: "Parts") -> bool:
+def _can_be_compiled(setup: "TrainingSetup") -> bool:
     """The CPU has kernels of its own for them, which need no trial."""
-    return parts.device.type == "cuda" and parts.config.kernels == "auto" and parts.config.compile is not False
+    return setup.device.type == "cuda" and setup.config.kernels == "auto" and setup.config.compile is not False
 
 
-def _plain_seconds(parts: "Parts", images: Tensor) -> float:
-    """What making the views by plain operations takes; 0 where that fails, which the first step will say better."""
+def _plain_seconds(setup: "TrainingSetup", images: Tensor) -> float:
+    """What making the views by plain operations takes; 0 where that fails, which the first step will report better."""
     try:
-        return sum(_views_of(recipe, images)[1] for recipe in view_recipes(parts.views))
+        return sum(_views_of(recipe, images)[1] for recipe in multi_view_augmentations(setup.augmentation))
     except RuntimeError:
         return 0.0
 
@@ -68,7 +68,7 @@ def in_all(answers: list[bool | None]) -> bool | None:
     return None if None in answers or not answers else True
 
 
-def try_compiled(views: Views, images: Tensor) -> tuple[bool | None, str]:
+def try_compiled(views: MultiViewAugmentation, images: Tensor) -> tuple[bool | None, str]:
     """(whether a recipe's compiled views are as good and faster, what was found, in words); they stay uncompiled.
 
     As good: views of uint8 `images` are the plain ones to a grey level. None: memory ran out, which may not be so
@@ -90,13 +90,13 @@ def try_compiled(views: Views, images: Tensor) -> tuple[bool | None, str]:
     return faster, f"{figures}{unlike}: {'compiled' if faster else 'plain'}"
 
 
-def _share_of_others(found: Tensor, expected: Tensor, views: Views) -> float:
+def _share_of_others(found: Tensor, expected: Tensor, views: MultiViewAugmentation) -> float:
     """Share of the values that are more than a grey level apart."""
     deviation = torch.tensor(views.std, device=found.device).view(3, 1, 1)
     return float(((found - expected).abs() * deviation > GREY_LEVEL).float().mean())
 
 
-def _views_of(views: Views, images: Tensor) -> tuple[Tensor, float]:
+def _views_of(views: MultiViewAugmentation, images: Tensor) -> tuple[Tensor, float]:
     """The views from one seed, and the seconds that making them takes, at best."""
     times = []
     for _ in range(1 + TIMED):
