@@ -2,10 +2,10 @@
 
     python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 12] [--out FILE]
 
-FOLDER holds images with train/ and test/. Every execution trains SimCLR on the same network, images and seeds: plain torch
-operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16 with depthwise
-convolutions in fp32. Accuracies of single seeds differ by chance; the question is whether an execution's mean lies within
-the spread of the plain one's.
+FOLDER holds images with train/ and test/. Every execution trains SimCLR on the same network, images and seeds: plain
+torch operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16 with depthwise
+convolutions in fp32. Accuracies of single seeds differ by chance; the question is whether an execution's mean lies
+within the spread of the plain one's.
 """
 
 import argparse

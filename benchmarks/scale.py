@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--only batch,size,...] [--device auto] [--small] [--out benchmarks/results]
 
 Protocol: images of noise. A training step is SimCLR's on ShuffleNetV2 1.0x with its original stem, data and views
-included, built as a run builds it, in the fastest uncompiled execution for each size: WARM steps, then the median of REPEATS.
+included, built as a run builds it, in the fastest uncompiled execution of each size: WARM steps, then the median of
+REPEATS.
 Data sets larger than REAL images are simulated: rows of a larger index stand on the same few images, so order, indices
 and labels cost what they would and only the disk does not. Memory is what the process holds at most above what it held
 before, without pages of mapped files, sampled every 5 ms. Every part runs in a process of its own. About 8 minutes on

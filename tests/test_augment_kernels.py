@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from sslkit import plugins
-from sslkit.augment import MultiViewAugmentation, cpu_kernels
-from sslkit.training import tune
+from sslkit.augment import MultiViewAugmentation, cpu_kernels, multi_view
 from sslkit.training.tune import compiled_views
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)

@@ -74,7 +74,7 @@ def test_both_peers_train_and_are_judged(name, few_images, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ways_are_compared_by_losses_and_accuracy(few_images, monkeypatch):
+def test_executions_are_compared_by_losses_and_accuracy(few_images, monkeypatch):
     agreement = script("agreement")
     monkeypatch.setattr(agreement, "BATCH", 8)
     args = Namespace(folder=few_images, epochs=2)

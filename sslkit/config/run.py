@@ -78,8 +78,8 @@ class RunConfig(Config):
     """Compile the backbone, for a minute or so; auto: where `tune` finds that the run is long enough to gain by it;
     false: a GPU's views neither."""
     tune: Literal["auto", "off", "always"] = "auto"
-    """auto: time a few steps of every combination that the four settings above leave open, and take the fastest; only where
-    the run has enough steps to gain by it, unless always."""
+    """auto: time a few steps of every combination that the four settings above leave open, and take the fastest; only
+    where the run has enough steps to gain by it, unless always."""
     kernels: Literal["auto", "plain"] = "auto"
     """What makes views; auto: compiled kernels, equal to 1e-4; plain: torch operations alone, the reference."""
     deterministic: bool = False
