@@ -157,7 +157,7 @@ def test_compiled_views_are_the_plain_ones(recipe):
 def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
     recipe, images = make("small", 32), photos(64, 32, 32)
     recipe.kernels = "plain"
-    monkeypatch.setattr(tune.views, "MARGIN", 1e9)
+    monkeypatch.setattr(compiled_views, "MARGIN", 1e9)
     monkeypatch.setattr(recipe, "_renderer", lambda device: recipe._compiled or recipe._plain)
     pays, found = compiled_views.try_compiled(recipe, images)
     assert pays
@@ -168,7 +168,7 @@ def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
 @pytest.mark.parametrize(("factor", "margin"), [(1.0, 0.0), (1.01, 1e9)])
 def test_compiled_views_that_are_slower_or_others_are_dropped(monkeypatch, factor, margin):
     recipe, images = make("small", 32), photos(8, 32, 32)
-    monkeypatch.setattr(tune.views, "MARGIN", margin)
+    monkeypatch.setattr(compiled_views, "MARGIN", margin)
     monkeypatch.setattr(torch, "compile", lambda made, **options: lambda *given: made(*given) * factor + (factor - 1))
     pays, found = compiled_views.try_compiled(recipe, images)
     assert not pays
