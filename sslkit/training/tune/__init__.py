@@ -15,7 +15,7 @@ from sslkit.machine.devices import release
 from sslkit.training.execution import Execution, usual
 from sslkit.training.tune import trials
 from sslkit.training.tune.candidates import compiled_candidates, eager_candidates
-from sslkit.training.tune.compiled_views import compiled_views
+from sslkit.training.tune.compiled_views import decide_compiled_views
 from sslkit.training.tune.timings import MARGIN, Timing, TuningRecord, recalled, remember
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def tune(setup: "TrainingSetup", log: Callable[[str], None]) -> Execution:
         return distributed.from_main(usual(setup.config, setup.device))
     known = recalled(setup)
     candidate, timings = _fastest(setup, known.timings, steps, log)
-    views_compiled, faster = compiled_views(setup, steps, known.compiled_views, log)
+    views_compiled, faster = decide_compiled_views(setup, steps, known.compiled_views, log)
     if distributed.is_main() and TuningRecord(timings, faster) != known:
         remember(setup, TuningRecord(timings, faster), log)
     return replace(

@@ -29,7 +29,7 @@ STRAY_PIXELS = 1e-4
 """Share of the values that may lie farther: solarizing makes much of a difference in the last digit."""
 
 
-def compiled_views(
+def decide_compiled_views(
     setup: "TrainingSetup", steps: int, known: bool | None, log: Callable[[str], None]
 ) -> tuple[bool, bool | None]:
     """(whether this run compiles its views, whether compiled ones are known to be faster; None: not known)."""
