@@ -20,8 +20,8 @@ from PIL import Image
 from reports import HOSTILE, embedding, lines, make_run, png, record, rich_run, three_runs
 
 from sslkit.errors import UserError
+from sslkit.runs.directory import read_run
 from sslkit.runs.report import costs, figures, results, write
-from sslkit.runs.report.read import read_run
 from sslkit.training.first_views import keep_first_views, sheet
 
 VOID = {"meta", "link", "img", "input", "br"}

@@ -1,4 +1,4 @@
-"""The run directory: settings, metrics, evaluations, checkpoints; nothing pickled, all written whole or not at all."""
+"""A run: its directory of settings, metrics, evaluations and checkpoints, all written whole or not at all."""
 
 import json
 import re
@@ -9,13 +9,25 @@ from sslkit.config.layers import Mistakes
 from sslkit.config.recipes import read_recipe
 from sslkit.config.resolve import Resolved, resolve_layers
 from sslkit.config.run import RunConfig
-from sslkit.errors import UserError
 from sslkit.machine import atomic
 from sslkit.machine.environment import environment
-from sslkit.runs.checkpoint import Checkpoint, _digest, load_checkpoint
+from sslkit.runs import checkpoint
+from sslkit.runs.checkpoint import Checkpoint
+from sslkit.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATIONS,
+    METRICS,
+    Record,
+    check_is_run,
+    read_mapping,
+    read_records,
+)
 
 if TYPE_CHECKING:
     from torch import nn
+
+CHECKPOINTS = "checkpoints"
 
 
 class Run:
@@ -35,20 +47,19 @@ class Run:
         path = resolved.config.out or _free_path(resolved.config)
         run = cls(path, resolved.config, resolved.origins)
         path.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path / "config.yaml", resolved.config.to_yaml())
-        atomic.write_json(path / "environment.json", environment() | {"origins": resolved.origins})
+        atomic.write_text(path / CONFIG, resolved.config.to_yaml())
+        atomic.write_json(path / ENVIRONMENT, environment() | {"origins": resolved.origins})
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
         """An existing run. Raises UserError if `path` holds none."""
         path = Path(path)
-        if not (path / "config.yaml").is_file():
-            raise UserError(f"{path} holds no run: there is no {path / 'config.yaml'}")
+        check_is_run(path)
         mistakes = Mistakes()
-        layer = read_recipe(path / "config.yaml", mistakes)
+        layer = read_recipe(path / CONFIG, mistakes)
         resolved = resolve_layers([layer], mistakes)
-        return cls(path, resolved.config, _read_json(path / "environment.json").get("origins", {}))
+        return cls(path, resolved.config, _read_json(path / ENVIRONMENT).get("origins", {}))
 
     @property
     def backbone_file(self) -> Path:
@@ -57,17 +68,17 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One mapping a logging interval, in order: step, epoch, loss, lr, images_per_second, ..."""
-        return _read_lines(self.path / "metrics.jsonl")
+        return _read_lines(self.path / METRICS)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """One mapping a result, in order: epoch (0: the random initialisation), evaluator, protocol, top1, ..."""
-        return _read_lines(self.path / "evaluations.jsonl")
+        return _read_lines(self.path / EVALUATIONS)
 
     @property
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, oldest first; `epoch-0005+0012` is 12 steps past the fifth epoch."""
-        return sorted(p for p in (self.path / "checkpoints").glob("epoch-*") if p.is_dir())
+        return checkpoint.find_checkpoints(self.path / CHECKPOINTS)
 
     def backbone(self) -> "nn.Module":
         """The pre-trained backbone, as `sslkit.load` gives it."""
@@ -76,10 +87,10 @@ class Run:
         return load_backbone(self.backbone_file)
 
     def log_metrics(self, record: dict[str, Any]) -> None:
-        _append(self.path / "metrics.jsonl", record)
+        _append(self.path / METRICS, record)
 
     def log_evaluation(self, record: dict[str, Any]) -> None:
-        _append(self.path / "evaluations.jsonl", record)
+        _append(self.path / EVALUATIONS, record)
 
     def discard_untrained(self) -> None:
         """Remove the directory of a run that a mistake ended before it measured anything."""
@@ -90,60 +101,29 @@ class Run:
 
     def note(self, **derived: Any) -> None:
         """Keep values that the run worked out (image size, scaled rate, loader) beside what was asked for."""
-        file = self.path / "environment.json"
+        file = self.path / ENVIRONMENT
         known = _read_json(file)
         atomic.write_json(file, known | {"derived": known.get("derived", {}) | derived})
 
     @property
     def derived(self) -> dict[str, Any]:
         """What the run worked out from its settings, such as the image size and the scaled learning rate."""
-        return _read_json(self.path / "environment.json").get("derived", {})
+        return _read_json(self.path / ENVIRONMENT).get("derived", {})
 
-    def save_checkpoint(self, checkpoint: Checkpoint, name: str, keep: int) -> Path:
+    def save_checkpoint(self, state: Checkpoint, name: str, keep: int) -> Path:
         """Write `checkpoints/<name>`; of those before it, epochs divisible by `keep` and the newest stay."""
-        from safetensors.torch import save_file
-
-        path = self.path / "checkpoints" / name
-        with atomic.replacing(path) as folder:
-            folder.mkdir()
-            save_file(
-                {k: t.detach().contiguous() for k, t in checkpoint.model.items()},
-                folder / "model.safetensors",
-            )
-            save_file(checkpoint.optimizer, folder / "optimizer.safetensors")
-            digests = {f.name: _digest(f) for f in sorted(folder.iterdir())}
-            state = {"step": checkpoint.step, "sha256": digests} | checkpoint.state
-            (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        self._prune(path, keep)
+        path = self.path / CHECKPOINTS / name
+        checkpoint.save_checkpoint(state, path, keep)
         return path
 
-    def _prune(self, newest: Path, keep: int) -> None:
-        """The newest and the one before it stay, so that damage to one loses little."""
-        import shutil
-
-        for old in self.checkpoints[:-2]:
-            match = re.fullmatch(r"epoch-(\d+)", old.name)
-            if old != newest and not (match and keep and int(match[1]) % keep == 0):
-                shutil.rmtree(old)
-
     def newest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest undamaged checkpoint, and a sentence for every damaged one passed over.
-
-        For the process that goes on with the run: it mends first what a kill left of a checkpoint being replaced.
-        """
-        atomic.recover(self.path / "checkpoints")
-        complaints: list[str] = []
-        for path in reversed(self.checkpoints):
-            try:
-                return load_checkpoint(path), complaints
-            except (OSError, ValueError, KeyError) as error:
-                complaints.append(f"checkpoint {path} is damaged ({error}); the one before it is used")
-        return None, complaints
+        """The newest undamaged checkpoint, and a sentence for every damaged one passed over."""
+        return checkpoint.newest_checkpoint(self.path / CHECKPOINTS)
 
     def forget_after(self, step: int) -> None:
         """Drop the lines that the steps after `step` will write again."""
-        for name in ("metrics.jsonl", "evaluations.jsonl"):
-            kept = [r for r in _read_lines(self.path / name) if r["step"] <= step]
+        for name in (METRICS, EVALUATIONS):
+            kept = [r for r in _read_lines(self.path / name) if r.get("step", 0) <= step]
             atomic.write_text(self.path / name, "".join(json.dumps(r) + "\n" for r in kept))
 
 
@@ -163,13 +143,9 @@ def _append(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a last line that a kill cut short does not count."""
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+def _read_lines(path: Path) -> list[Record]:
+    return read_records(path, [])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _read_json(path: Path) -> Record:
+    return read_mapping(path, json.loads, [])

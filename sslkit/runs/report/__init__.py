@@ -1,7 +1,6 @@
 """The report: one HTML page that holds everything of a run, or compares several, and needs nothing beside itself.
 
-`read.py` reads run directories, damaged ones too; `results.py` finds the figures; `figures.py` draws and embeds;
-`build.py` puts the page together from `templates/`.
+`results.py` finds the figures; `figures.py` draws and embeds; `build.py` puts the page together from `templates/`.
 """
 
 from typing import TYPE_CHECKING

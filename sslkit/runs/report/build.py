@@ -14,8 +14,8 @@ from markupsafe import Markup
 from sslkit.errors import UserError
 from sslkit.machine import atomic
 from sslkit.machine.environment import package_version
+from sslkit.runs.directory import Record, RunFiles, is_number, read_run
 from sslkit.runs.report import costs, figures
-from sslkit.runs.report.read import Record, RunFiles, is_number, read_run
 from sslkit.runs.report.results import Headline, headline_of, headlines, in_words, pareto, shared_headline
 
 if TYPE_CHECKING:

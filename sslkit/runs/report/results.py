@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sslkit.runs.report.read import Record, RunFiles, is_number
+from sslkit.runs.directory import Record, RunFiles, is_number
 
 Key = tuple[str, str, str, str]
 """Evaluator, figure, protocol, data: only figures that agree in all four belong on one curve."""

@@ -1,6 +1,7 @@
-"""A run directory as the report sees it: whatever can be read, and a sentence for whatever cannot.
+"""Reading a run directory, damaged ones included: all that is readable, and a sentence for what is not.
 
-Nothing is validated against the installed components: a run of a plugin that is gone can still be shown.
+Nothing is validated against the installed components, so that a run of an uninstalled plugin can still be shown.
+`run.py` adds the typed configuration, and writes.
 """
 
 import json
@@ -16,6 +17,8 @@ from sslkit.config.layers import Mistakes, flatten
 from sslkit.errors import UserError
 
 Record = dict[str, Any]
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,23 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Everything readable of a run. Raises UserError where `path` holds none."""
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} holds no run: there is no {path / 'config.yaml'}")
+    """Read all that is readable of a run. Raises UserError if `path` holds none."""
+    check_is_run(path)
     remarks: list[str] = []
     return RunFiles(
         path=path,
-        settings=flatten(_load(path / "config.yaml", yaml.safe_load, remarks), Mistakes()),
-        environment=_load(path / "environment.json", json.loads, remarks),
-        metrics=_lines(path / "metrics.jsonl", _is_metric, remarks),
-        evaluations=_lines(path / "evaluations.jsonl", _is_evaluation, remarks),
+        settings=flatten(read_mapping(path / CONFIG, yaml.safe_load, remarks), Mistakes()),
+        environment=read_mapping(path / ENVIRONMENT, json.loads, remarks),
+        metrics=read_records(path / METRICS, remarks, _is_metric),
+        evaluations=read_records(path / EVALUATIONS, remarks, _is_evaluation),
         remarks=remarks,
     )
+
+
+def check_is_run(path: Path) -> None:
+    """Raise UserError if `path` is no run directory."""
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} holds no run: there is no {path / CONFIG}")
 
 
 def is_number(value: Any) -> bool:
@@ -86,7 +94,8 @@ def _mapping(value: Any) -> Record:
     return value if isinstance(value, dict) else {}
 
 
-def _load(path: Path, parse: Callable[[str], Any], remarks: list[str]) -> Record:
+def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) -> Record:
+    """Read a file that holds one mapping; {} if there is none, with a remark if it is damaged."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -99,7 +108,10 @@ def _load(path: Path, parse: Callable[[str], Any], remarks: list[str]) -> Record
     return found
 
 
-def _lines(path: Path, wanted: Callable[[Record], bool], remarks: list[str]) -> list[Record]:
+def read_records(
+    path: Path, remarks: list[str], wanted: Callable[[Record], bool] = lambda record: True
+) -> list[Record]:
+    """Read the `wanted` objects of a .jsonl file, in order; a remark counts lines that are damaged or unwanted."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
