@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sslkit import plugins
 from sslkit.data.loaders.ffcv import ffcv_mend
-from sslkit.machine.environment import package_version
+from sslkit.machine.environment import device_name, package_version
 
 
 def print_report() -> None:
@@ -40,10 +40,8 @@ def _torch_facts() -> Iterator[tuple[str, str]]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
-            yield (
-                f"cuda:{i}",
-                f"{torch.cuda.get_device_name(i)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
-            )
+            card = device_name(torch.device("cuda", i))
+            yield f"cuda:{i}", f"{card}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     elif torch.backends.mps.is_available():
         yield "device", "mps (Apple)"
     else:

@@ -11,6 +11,7 @@ import click
 
 from sslkit import plugins
 from sslkit.errors import UserError
+from sslkit.machine.allocator import freed_memory
 
 if TYPE_CHECKING:
     from sslkit.config.resolve import Resolved
@@ -79,7 +80,8 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
         return
     from sslkit.training import engine
 
-    _conclude(engine.run(resolved))
+    with freed_memory(keep=True):
+        _conclude(engine.run(resolved))
 
 
 @cli.command()
@@ -89,7 +91,8 @@ def resume(path: Path, devices: int | None) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been."""
     from sslkit.training import engine
 
-    _conclude(engine.resume(path, devices=devices))
+    with freed_memory(keep=True):
+        _conclude(engine.resume(path, devices=devices))
 
 
 @cli.command()
@@ -133,7 +136,8 @@ def evaluate(target: str, words: tuple[str, ...], all_checkpoints: bool, as_json
         from sslkit.cli.tables import print_records as show
         from sslkit.evaluation.targets import evaluate_saved
 
-        records = evaluate_saved(target, words, display)
+        with freed_memory(keep=True):
+            records = evaluate_saved(target, words, display)
     if as_json:
         click.echo(json.dumps(records, indent=2))
     else:
@@ -220,7 +224,8 @@ def _print_plan(resolved: "Resolved", as_json: bool) -> None:
     from sslkit.runs.display import Display, terminal
     from sslkit.training.plan import as_table, plan
 
-    found = plan(resolved, Display(quiet=as_json).log)
+    with freed_memory(keep=True):
+        found = plan(resolved, Display(quiet=as_json).log)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
     else:

@@ -64,7 +64,7 @@ def _intensity(carbon: Carbon) -> float:
     return grams
 
 
-def _electricity(carbon: Carbon) -> str:
+def electricity_basis(carbon: Carbon) -> str:
     where = "carbon.intensity" if carbon.intensity is not None else carbon.region
     return f"{_intensity(carbon):g} g CO2e/kWh ({where}), PUE {carbon.pue:g}"
 

@@ -1,6 +1,5 @@
 """Run evaluators on a backbone, and what their records log."""
 
-import time
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.evaluation import Subject
 from sslkit.machine.precision import exact_products
+from sslkit.machine.stopwatch import Stopwatch
 from sslkit.runs.records import is_accuracy, wilson
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:
 def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, Any]:
     evaluator = plugins.find("evaluators", choice.name)(choice.options)
     subject.begin(choice.name)
-    began = time.perf_counter()
-    metrics = evaluator(subject)
+    with Stopwatch(subject.device) as watch:
+        metrics = evaluator(subject)
     return {
         "evaluator": choice.name,
         "protocol": evaluator.protocol,
@@ -83,7 +83,7 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
         "n_train": len(subject.train),
         "n_test": len(subject.test),
         "seed": subject.seed,
-        "seconds": round(time.perf_counter() - began, 3),
+        "seconds": round(watch.seconds, 3),
         **_with_intervals(metrics, len(subject.test)),
         **({"files": subject.files} if subject.files else {}),
         **({"notes": subject.notes} if subject.notes else {}),

@@ -18,7 +18,6 @@ from sslkit.config.run import RunConfig
 from sslkit.data import Stores, cache_dir, open_stores
 from sslkit.errors import UserError
 from sslkit.evaluation.evaluate import evaluate, head_name, untrained
-from sslkit.machine.allocator import freed_memory
 from sslkit.nn.modes import own_random
 from sslkit.runs.run import Run
 
@@ -69,7 +68,6 @@ class Target:
         return head
 
 
-@freed_memory(keep=True)
 def evaluate_saved(target: str | Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:
     """`sslkit evaluate RUN|FILE|NAME key=value...`: the records.
 

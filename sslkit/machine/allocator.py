@@ -21,26 +21,28 @@ _MODES = {
     "given back": {_MMAP_THRESHOLD: _MB, _TRIM_THRESHOLD: _MB, _MMAP_MAX: 65536},
 }
 _mode = "default"
-"""What the allocator was last told: it cannot be asked."""
+"""The mode that the allocator was last set to: it cannot be asked."""
 
 
 @contextmanager
 def freed_memory(keep: bool) -> Iterator[None]:
-    """Inside, freed memory is kept, or given back to the system as it is by default; afterwards as before.
+    """Keep freed memory inside the block, or inside such a block give it back to the system as by default.
 
-    For the whole process, all threads. Does nothing where the C library has no `mallopt` (macOS, musl). Where the
-    address space is limited all large blocks are given back at once, `keep` or not: the free parts of a heap would
-    be missing from what does not come from malloc (oneDNN then crashed).
+    For the whole process, all threads, so it belongs to the commands and never to the library: without a block that
+    keeps around it, `keep=False` does nothing. Nor does either where the C library has no `mallopt` (macOS, musl).
+    Where the address space is limited all large blocks are given back at once, `keep` or not: the free parts of a
+    heap would be missing from what does not come from malloc (oneDNN then crashed).
     """
     before = _mode
-    _tell("given back" if _limited() else "kept" if keep else "default")
+    if keep or before != "default":
+        _set("given back" if _limited() else "kept" if keep else "default")
     try:
         yield
     finally:
-        _tell(before)
+        _set(before)
 
 
-def _tell(mode: str) -> None:
+def _set(mode: str) -> None:
     global _mode
     libc = _glibc()
     if libc is None or mode == _mode:

@@ -72,9 +72,9 @@ def _revision() -> str | None:
 
 
 def device_name(device: "torch.device") -> str:
-    """The card's name, or the processor's."""
+    """Name of the card, or of the processor with its threads for torch: "AMD EPYC, 2 threads"."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return torch.backends.cpu.get_cpu_capability() + " " + processor()
+    return f"{processor()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

@@ -1,11 +1,12 @@
 """Slow copies of a network: the target of BYOL, the key encoder of MoCo."""
 
-import math
 from copy import deepcopy
 from typing import TypeVar
 
 import torch
 from torch import nn
+
+from sslkit.nn.schedules import cosine
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,4 +31,4 @@ def cosine_momentum(base: float, progress: float) -> float:
 
     progress: k/K, the share of the training steps done, 0 to 1.
     """
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+    return cosine(base, 1.0, progress)

@@ -5,7 +5,6 @@ hours × power of the hardware × grams of CO2e a kWh where the electricity is m
 """
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslkit.config.carbon import _electricity, emissions
+from sslkit.config.carbon import electricity_basis, emissions
+from sslkit.machine import cards
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def estimate(hours: float, device: "torch.device", carbon: "Carbon", processes: 
     kwh = hours * watts * cards / 1000
     times = f"{cards} × " if cards > 1 else ""
     basis = f"estimated: the whole time at {times}{watts:g} W ({whose}), nothing else counted"
-    return Energy(hours, kwh, emissions(kwh, carbon), f"{basis}; {_electricity(carbon)}")
+    return Energy(hours, kwh, emissions(kwh, carbon), f"{basis}; {electricity_basis(carbon)}")
 
 
 def power(device: "torch.device", tdp: float | None = None) -> tuple[float, str]:
@@ -58,7 +58,7 @@ def power(device: "torch.device", tdp: float | None = None) -> tuple[float, str]
         return tdp, "carbon.tdp"
     if device.type != "cuda":
         return CPU_WATTS, "assumed of the processor; carbon.tdp= says better"
-    if (limit := _ask_card(device, "power.limit")) is not None:
+    if (limit := cards.power_limit(device)) is not None:
         return limit, "the card's own limit"
     return CARD_WATTS, "assumed of the card; carbon.tdp= says better"
 
@@ -131,7 +131,7 @@ def _gauge(device: "torch.device", processes: int) -> Any:
 
 def _can_measure(device: "torch.device") -> bool:
     if device.type == "cuda":
-        return _ask_card(device, "power.draw") is not None
+        return cards.power_draw(device) is not None
     counters = Path("/sys/class/powercap").glob("*rapl*/energy_uj")
     return device.type == "cpu" and any(os.access(counter, os.R_OK) for counter in counters)
 
@@ -144,16 +144,7 @@ def _read(gauge: Any, hours: float, device: "torch.device", carbon: "Carbon") ->
     if device.type == "cuda":
         kwh += found.gpu_energy
         how = "card (NVML), processor and memory"
-    return Energy(hours, kwh, emissions(kwh, carbon), f"measured by codecarbon: {how}; {_electricity(carbon)}")
-
-
-def _ask_card(device: "torch.device", what: str) -> float | None:
-    """A figure of the driver's about this card; None: no answer."""
-    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", "-i", _uuid(device)]
-    try:
-        return float(subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+    return Energy(hours, kwh, emissions(kwh, carbon), f"measured by codecarbon: {how}; {electricity_basis(carbon)}")
 
 
 def _cards(device: "torch.device", processes: int) -> list[str] | None:
@@ -162,11 +153,4 @@ def _cards(device: "torch.device", processes: int) -> list[str] | None:
 
     if device.type != "cuda":
         return None
-    return [_uuid(torch.device("cuda", n)) for n in range(processes)] if processes > 1 else [_uuid(device)]
-
-
-def _uuid(device: "torch.device") -> str:
-    """What the driver knows a card by: its number is another where CUDA_VISIBLE_DEVICES hides some."""
-    import torch
-
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    return [cards.uuid(torch.device("cuda", n)) for n in range(processes)] if processes > 1 else [cards.uuid(device)]

@@ -21,7 +21,6 @@ from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.evaluation import evaluate as evaluation
 from sslkit.machine import distributed
-from sslkit.machine.allocator import freed_memory
 from sslkit.machine.precision import uncompiled
 from sslkit.nn.health import collapse_warning
 from sslkit.runs import energy, report, trackers
@@ -49,7 +48,6 @@ def run_settings(settings: dict[str, Any], display: Display | None = None) -> Ru
     return run(resolve_new_layers([layer], mistakes), display)
 
 
-@freed_memory(keep=True)
 def run(resolved: Resolved, display: Display | None = None) -> Run:
     """Train from the start; returns the finished run. Raises UserError, or Interrupted after saving."""
     trackers.check(resolved.config.trackers)
@@ -64,7 +62,6 @@ def run(resolved: Resolved, display: Display | None = None) -> Run:
     return new
 
 
-@freed_memory(keep=True)
 def resume(path: str | Path, display: Display | None = None, devices: int | None = None) -> Run:
     """Go on from the newest undamaged checkpoint, bit for bit as if the run had never stopped.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslkit.errors import UserError
 from sslkit.machine import distributed
 from sslkit.machine.memory import peak_memory
+from sslkit.machine.stopwatch import Stopwatch
 from sslkit.nn.health import effective_rank, feature_std
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class Meter:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Time in here is time spent waiting for data."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
+        with Stopwatch() as watch:
+            yield
+        self._waited += watch.seconds
 
     def add(self, step: int, scalars: dict[str, Tensor], images: int) -> None:
         """One step's detached scalars."""

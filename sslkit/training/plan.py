@@ -13,8 +13,7 @@ from torch import Tensor
 from sslkit.backbones.flops import flops
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
-from sslkit.machine.allocator import freed_memory
-from sslkit.machine.devices import synchronize
+from sslkit.machine.stopwatch import Stopwatch
 from sslkit.runs import energy
 from sslkit.training.build import build
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
@@ -64,7 +63,6 @@ class Plan:
     """In words: time, memory, energy."""
 
 
-@freed_memory(keep=True)
 def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> Plan:
     """Time a few real steps of the run. Writes nothing, apart from packed images into the cache that a run uses too.
 
@@ -166,14 +164,12 @@ def _convolution_backward(
 def _timed_steps(setup: TrainingSetup, batches: Iterator[Any]) -> Iterator[float]:
     began = time.perf_counter()
     for number in range(1, STEPS + 1):
-        synchronize(setup.device)
-        start = time.perf_counter()
-        step = min(number, setup.steps - 1)
-        image_batches = list(islice(batches, setup.config.accumulate))
-        setup.schedule.set(step)
-        train_step(setup, image_batches, step)
-        synchronize(setup.device)
-        yield time.perf_counter() - start
+        with Stopwatch(setup.device) as watch:
+            step = min(number, setup.steps - 1)
+            image_batches = list(islice(batches, setup.config.accumulate))
+            setup.schedule.set(step)
+            train_step(setup, image_batches, step)
+        yield watch.seconds
         if time.perf_counter() - began > SECONDS:
             return
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sslkit.errors import in_one_line
 from sslkit.machine.allocator import freed_memory
+from sslkit.machine.stopwatch import Stopwatch
 
 TURN_SECONDS = 1.0
 """A turn takes as many steps as fill about this time: one short step alone would measure the scheduler."""
@@ -138,14 +139,11 @@ def turn(contestant: Contestant, steps: int, wait: Callable[[], None]) -> tuple[
     contestant.begin()
     try:
         contestant.step()
-        wait()
-        began = time.perf_counter()
-        parts = [contestant.step() or {} for _ in range(steps)]
-        wait()
-        seconds = (time.perf_counter() - began) / steps
+        with Stopwatch(wait=wait) as watch:
+            parts = [contestant.step() or {} for _ in range(steps)]
     finally:
         contestant.end()
-    return seconds, {name: sum(part[name] for part in parts) / steps for name in parts[0]}
+    return watch.seconds / steps, {name: sum(part[name] for part in parts) / steps for name in parts[0]}
 
 
 def _steps(seconds: float, least: int) -> int:

@@ -1,6 +1,5 @@
 """The whole measurement: build the run once, let all take turns, and report the result."""
 
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
 from sslkit.data.loaders.base import ImageBatch
 from sslkit.errors import UserError
 from sslkit.machine.allocator import freed_memory
+from sslkit.machine.cards import driver_version
 from sslkit.machine.devices import synchronize
-from sslkit.machine.environment import environment, package_version
+from sslkit.machine.environment import device_name, environment, package_version
 from sslkit.training.build import build
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
 from sslkit.training.setup import TrainingSetup
@@ -144,8 +142,8 @@ def _described(resolved: Resolved, setup: TrainingSetup, protocol: Protocol, onl
         "execution": _candidate(setup, only),
         "only": only,
         "device": setup.device.type,
-        "device_name": _device_name(setup.device, machine),
-        "driver": _driver() if setup.device.type == "cuda" else None,
+        "device_name": device_name(setup.device),
+        "driver": driver_version() if setup.device.type == "cuda" else None,
         "protocol": _protocol(protocol),
         "settings": resolved.values,
         "versions": {name: package_version(name) for name in (*peers.TRAINING, *peers.VIEWS)},
@@ -169,22 +167,6 @@ def _protocol(protocol: Protocol) -> Result:
         "one step that is not timed and then steps that are, between synchronisations; a sample is their mean; ratios "
         "are of one round",
     }
-
-
-def _device_name(device: torch.device, machine: dict[str, Any]) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{machine['cpu']}, {machine['threads']} threads" if device.type == "cpu" else device.type
-
-
-def _driver() -> str | None:
-    """Version of the NVIDIA driver; None where it does not tell."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return told.splitlines()[0].strip() if told.strip() else None
 
 
 def file_stem(result: Result) -> str:

@@ -1,6 +1,5 @@
 """sslkit's own contestants: the step of a run, its bound, its stages each alone, and its views."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from sslkit.data.loaders.base import ImageBatch
 from sslkit.data.threads import ordered_map
-from sslkit.machine.devices import synchronize
+from sslkit.machine.stopwatch import Stopwatch
 from sslkit.methods.base import Batch
 from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import rows_of, train_step, update
@@ -158,11 +157,9 @@ class Stages(Contestant):
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        synchronize(self._setup.device)
-        began = time.perf_counter()
-        yield
-        synchronize(self._setup.device)
-        self._seconds[name] += time.perf_counter() - began
+        with Stopwatch(self._setup.device) as watch:
+            yield
+        self._seconds[name] += watch.seconds
 
     def _raw_batch(self) -> ImageBatch:
         rows = self._random.integers(len(self._store), size=self._setup.config.batch_size)

@@ -4,7 +4,6 @@
 """
 
 import math
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 
 from sslkit.data.packing.store import Store
 from sslkit.machine.environment import core_count
+from sslkit.machine.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from sslkit.data.loaders.base import Loader
@@ -68,7 +68,7 @@ def rate_of_one(store: Store) -> float:
     store.read(rows[:TRIED])
     seconds = []
     for piece in np.array_split(rows[TRIED:], PIECES):
-        began = time.perf_counter()
-        store.read(piece)
-        seconds.append((time.perf_counter() - began) / len(piece))
+        with Stopwatch() as watch:
+            store.read(piece)
+        seconds.append(watch.seconds / len(piece))
     return 1 / median(seconds)

@@ -1,6 +1,5 @@
 """What the backbone costs to use: parameters, arithmetic, time on this machine, and space on disk."""
 
-import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +13,8 @@ from torch import nn
 from sslkit.backbones.flops import _flops_or_none, flops
 from sslkit.evaluation.evaluator import Evaluator
 from sslkit.evaluation.subject import Subject
-from sslkit.machine.devices import synchronize
+from sslkit.machine.environment import device_name
+from sslkit.machine.stopwatch import Stopwatch
 from sslkit.nn.modes import eval_mode
 
 REFERENCE = 224
@@ -69,7 +69,7 @@ class Cost(Evaluator):
             figures[f"latency_ms_{batch_size}"] = 1000 * seconds
             figures[f"images_per_second_{batch_size}"] = batch_size / seconds
         stem = ", small stem" if getattr(net, "stem_kind", None) == "small" else ""
-        self._setting = f" at {size} px on {_name(device)}{stem}"
+        self._setting = f" at {size} px on {device_name(device)}{stem}"
         return figures
 
     def _seconds(self, net: nn.Module, n: int, size: int, autocast: Any, device: torch.device) -> float:
@@ -105,14 +105,6 @@ def timings(once: Callable[[], Any], device: torch.device, warmup: int, repeats:
 
 
 def _timed(once: Callable[[], Any], device: torch.device) -> float:
-    synchronize(device)
-    began = time.perf_counter()
-    once()
-    synchronize(device)
-    return time.perf_counter() - began
-
-
-def _name(device: torch.device) -> str:
-    if device.type != "cpu":
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"this {platform.machine()} processor, torch threads: {torch.get_num_threads()}"
+    with Stopwatch(device) as watch:
+        once()
+    return watch.seconds

@@ -16,6 +16,7 @@ from sslkit.errors import UserError
 from sslkit.evaluation.evaluator import Evaluator, accuracy
 from sslkit.evaluation.subject import Subject
 from sslkit.nn.modes import own_random
+from sslkit.nn.schedules import cosine
 
 
 class Tuning(Evaluator):
@@ -67,7 +68,7 @@ class Tuning(Evaluator):
             network.parameters(), peak, c.momentum, weight_decay=c.weight_decay, nesterov=c.momentum > 0
         )
         for step, (views, labels) in enumerate(self._batches(subject, rows, steps)):
-            optimizer.param_groups[0]["lr"] = peak * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.param_groups[0]["lr"] = cosine(peak, 0.0, step / steps)
             optimizer.zero_grad()
             loss = F.cross_entropy(network(views), labels)
             loss.backward()

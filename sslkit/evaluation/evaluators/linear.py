@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sslkit.evaluation.evaluator import Evaluator, accuracy, features_at
 from sslkit.evaluation.evaluators.logistic import Probe, fit
 from sslkit.evaluation.subject import Subject
+from sslkit.nn.schedules import cosine
 
 
 class Linear(Evaluator):
@@ -86,7 +87,7 @@ class Linear(Evaluator):
             order = torch.randperm(len(x), generator=generator).to(x.device)
             for step, rows in enumerate(order.split(c.batch_size)):
                 progress = (epoch + step / steps) / c.epochs
-                optimizer.param_groups[0]["lr"] = c.lr * (1 + math.cos(math.pi * progress)) / 2
+                optimizer.param_groups[0]["lr"] = cosine(c.lr, 0.0, progress)
                 optimizer.zero_grad()
                 F.cross_entropy(probe(x[rows]), y[rows]).backward()
                 optimizer.step()

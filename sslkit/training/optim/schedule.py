@@ -5,6 +5,7 @@ import math
 import torch
 
 from sslkit.config.run import Optimizer
+from sslkit.nn.schedules import cosine
 
 
 def scaled_lr(settings: Optimizer, batch: int) -> float:
@@ -42,12 +43,8 @@ class Schedule:
             if group["constant_lr"] and step >= self._warmup:
                 group["lr"] = group["initial_lr"] * group.get("lr_scale", 1.0)
             if self._decay_end is not None and group["weight_decay"]:
-                group["weight_decay"] = _cosine(self._decay, self._decay_end, step / self._steps)
+                group["weight_decay"] = cosine(self._decay, self._decay_end, step / self._steps)
         return self._optimizer.param_groups[0]["lr"]
-
-
-def _cosine(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, steps_per_epoch: int) -> Schedule:

@@ -1,6 +1,5 @@
 """Whether a GPU is to make the views by compiled code: only where that proves equal, faster, and worth compiling."""
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,8 @@ from torch import Tensor
 from sslkit.augment.multi_view import MultiViewAugmentation
 from sslkit.errors import in_one_line
 from sslkit.machine import distributed
-from sslkit.machine.devices import release, synchronize
+from sslkit.machine.devices import release
+from sslkit.machine.stopwatch import Stopwatch
 from sslkit.training.execution import multi_view_augmentations
 from sslkit.training.out_of_memory import is_out_of_memory
 from sslkit.training.tune.timings import MARGIN
@@ -101,9 +101,7 @@ def _views_of(views: MultiViewAugmentation, images: Tensor) -> tuple[Tensor, flo
     times = []
     for _ in range(1 + TIMED):
         generator = torch.Generator(images.device).manual_seed(0)
-        synchronize(images.device)
-        began = time.perf_counter()
-        (made,) = views(images, generator)
-        synchronize(images.device)
-        times.append(time.perf_counter() - began)
+        with Stopwatch(images.device) as watch:
+            (made,) = views(images, generator)
+        times.append(watch.seconds)
     return made, min(times[1:])

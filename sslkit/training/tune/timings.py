@@ -77,7 +77,7 @@ def key_of(setup: "TrainingSetup") -> dict[str, Any]:
     config = setup.config
     return {
         "device": device_name(setup.device),
-        "threads": torch.get_num_threads() if setup.device.type == "cpu" else None,
+        "instructions": torch.backends.cpu.get_cpu_capability() if setup.device.type == "cpu" else None,
         "processes": distributed.world(),
         "torch": torch.__version__,
         "sslkit": package_version("sslkit"),

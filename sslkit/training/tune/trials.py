@@ -1,6 +1,5 @@
 """Each execution of a network takes a few real steps, on copies of the method and its optimizer."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,7 +12,8 @@ import torch
 from sslkit.data.loaders.base import ImageBatch
 from sslkit.errors import in_one_line
 from sslkit.machine import distributed
-from sslkit.machine.devices import release, synchronize
+from sslkit.machine.devices import release
+from sslkit.machine.stopwatch import Stopwatch
 from sslkit.training.execution import Execution
 from sslkit.training.optim.optimizer import make_optimizer
 from sslkit.training.out_of_memory import is_out_of_memory
@@ -110,11 +110,10 @@ class Trial:
 
     def _timed(self, image_batches: list[ImageBatch]) -> tuple[float, float]:
         """Seconds and loss of one step."""
-        began = time.perf_counter()
-        # Reading the loss does not wait for the update that follows it.
-        loss = float(train_step(self._setup, image_batches, 0)["loss"])
-        synchronize(self._setup.device)
-        return time.perf_counter() - began, loss
+        with Stopwatch(self._setup.device) as watch:
+            # Reading the loss does not wait for the update that follows it.
+            loss = float(train_step(self._setup, image_batches, 0)["loss"])
+        return watch.seconds, loss
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
