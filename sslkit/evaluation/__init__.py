@@ -1,7 +1,8 @@
-"""Evaluators: what a backbone's features are worth, measured with labels that it never saw.
+"""Evaluation: measure a backbone's features, most often by labels that it never saw.
 
-`base.py` holds the contract and extracts the features, once for all; `cache.py` keeps them on disk. Every other
-file is one evaluator, or two that train alike.
+`evaluate.py` runs evaluators on a `Subject` (`subject.py`): a backbone and labelled images, whose features
+`extraction.py` makes once for all and `cache.py` keeps on disk. `evaluator.py` holds the contract of an evaluator,
+`evaluators/` the built-in ones, a file each. `targets.py` opens a run, a weights file or a plain backbone.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,20 +16,22 @@ if TYPE_CHECKING:
     from sslkit.evaluation.evaluators.knn import KNN
     from sslkit.evaluation.evaluators.linear import Linear
     from sslkit.evaluation.evaluators.mlp import MLP
-    from sslkit.evaluation.subject import Features, Subject
+    from sslkit.evaluation.extraction import Features, Preprocessing
+    from sslkit.evaluation.subject import Subject
 
-__all__ = ["KNN", "MLP", "Evaluator", "Features", "Finetune", "Linear", "Semi", "Subject", "accuracy"]
+__all__ = ["KNN", "MLP", "Evaluator", "Features", "Finetune", "Linear", "Preprocessing", "Semi", "Subject", "accuracy"]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "Evaluator": "sslkit.evaluation.evaluator",
-        "Features": "sslkit.evaluation.subject",
+        "Features": "sslkit.evaluation.extraction",
         "Finetune": "sslkit.evaluation.evaluators.finetune",
         "KNN": "sslkit.evaluation.evaluators.knn",
         "Linear": "sslkit.evaluation.evaluators.linear",
         "MLP": "sslkit.evaluation.evaluators.mlp",
         "Semi": "sslkit.evaluation.evaluators.finetune",
+        "Preprocessing": "sslkit.evaluation.extraction",
         "Subject": "sslkit.evaluation.subject",
         "accuracy": "sslkit.evaluation.evaluator",
     },

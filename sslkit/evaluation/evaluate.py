@@ -13,6 +13,7 @@ from sslkit.config.components import config_class
 from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.evaluation import Subject
+from sslkit.evaluation.extraction import Preprocessing
 from sslkit.machine.precision import exact_products
 from sslkit.machine.stopwatch import Stopwatch
 from sslkit.runs.records import is_accuracy, wilson
@@ -47,10 +48,7 @@ def evaluate(
         backbone,
         stores.train or stores.pretrain,
         stores.test or stores.pretrain,
-        image_size=stores.image_size,
-        mean=stores.mean,
-        std=stores.std,
-        device=device,
+        Preprocessing(stores.image_size, stores.mean, stores.std, device),
         seed=seed,
         **about,
     )

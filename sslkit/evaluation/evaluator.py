@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from sslkit.config.base import Config
-from sslkit.evaluation.subject import Features, Subject
+from sslkit.evaluation.extraction import Features
+from sslkit.evaluation.subject import Subject
 
 if TYPE_CHECKING:
     pass

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sslkit.evaluation.evaluator import Evaluator
-from sslkit.evaluation.subject import Features, Subject
+from sslkit.evaluation.extraction import Features
+from sslkit.evaluation.subject import Subject
 from sslkit.runs.records import is_accuracy
 from sslkit.testing.contract import checked_settings, expect, seeded
 from sslkit.testing.examples import example_subject, unlabelled_subject

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.data import ArrayImages, Store, pack
-from sslkit.evaluation.subject import Features, Subject
+from sslkit.evaluation.extraction import Features, Preprocessing
+from sslkit.evaluation.subject import Subject
 
 IMAGES = 8
 """Images of a batch."""
@@ -65,10 +66,7 @@ def _before(kind: type[Subject], train: Store, test: Store, folder: Path) -> Sub
         TinyBackbone(),
         train,
         test,
-        image_size=24,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        device="cpu",
+        Preprocessing(24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), torch.device("cpu")),
         initial=TinyBackbone,
         head=lambda: nn.Linear(TinyBackbone.width, 8),
         folder=folder,

@@ -60,7 +60,7 @@ def features_of_changed(subject: Subject, store: "Store", rows: NDArray[np.int64
     """
     from sslkit.data import in_order
 
-    batches = in_order(store.subset(rows), batch_size=subject.batch_size, device=subject.device)
+    batches = in_order(store.subset(rows), batch_size=subject.preprocessing.batch_size, device=subject.device)
     with eval_mode(subject.backbone):
         changed = (change(resized(batch.images, subject.image_size), batch.indices) for batch in batches)
         features = torch.cat([_features(subject, images) for images in changed])
@@ -70,6 +70,6 @@ def features_of_changed(subject: Subject, store: "Store", rows: NDArray[np.int64
 
 
 def _features(subject: Any, images: Tensor) -> Tensor:
-    dtype = subject.autocast
+    dtype = subject.preprocessing.autocast
     with torch.autocast(subject.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         return subject.backbone(subject.views(images)).float()

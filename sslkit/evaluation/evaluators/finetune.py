@@ -80,8 +80,8 @@ class Tuning(Evaluator):
         """Full batches of weakly augmented views, epoch after epoch; every image equally often."""
         from sslkit.data import make_loader
 
-        mean, std = (tuple(v.flatten().tolist()) for v in (subject.mean, subject.std))
-        weak = WeakAugmentation(WeakAugmentation.Config(), subject.image_size, mean, std).to(subject.device)
+        plain = subject.preprocessing
+        weak = WeakAugmentation(WeakAugmentation.Config(), plain.image_size, plain.mean, plain.std).to(plain.device)
         repeats = math.ceil(self.config.batch_size / len(rows))
         images = subject.train.subset(np.tile(rows, repeats))
         loader = make_loader(

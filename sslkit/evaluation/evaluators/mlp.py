@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from sslkit.data.split import stratified_split
 from sslkit.evaluation.evaluator import Evaluator, accuracy
 from sslkit.evaluation.evaluators.logistic import moments
-from sslkit.evaluation.subject import Features, Subject
+from sslkit.evaluation.extraction import Features
+from sslkit.evaluation.subject import Subject
 from sslkit.nn.modes import own_random
 
 LOGITS = 2**25

@@ -121,16 +121,4 @@ def _on(subject: Subject, data: str) -> Subject:
     stores = open_stores(resolve_data(data, [f"image_size={subject.image_size}"]), None, subject.seed)
     if stores.train is None or stores.test is None:
         raise UserError(f"evaluators.transfer.data: {data} has no labels to evaluate with; name labelled images")
-    other = Subject(
-        subject.backbone,
-        stores.train,
-        stores.test,
-        image_size=subject.image_size,
-        mean=subject.mean.flatten().tolist(),
-        std=subject.std.flatten().tolist(),
-        device=subject.device,
-        seed=subject.seed,
-        batch_size=subject.batch_size,
-    )
-    other.autocast = subject.autocast
-    return other
+    return Subject(subject.backbone, stores.train, stores.test, subject.preprocessing, seed=subject.seed)
