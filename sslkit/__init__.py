@@ -10,30 +10,27 @@ from sslkit.hookspecs import hookimpl
 from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
-    from sslkit.backbones import create_backbone
+    from sslkit.backbones import Backbone, create_backbone
     from sslkit.backbones import load_backbone as load
     from sslkit.config.base import Config
     from sslkit.errors import UserError
     from sslkit.runs.run import Run
 
-__all__ = ["Config", "Run", "UserError", "__version__", "create_backbone", "hookimpl", "load", "run"]
+__all__ = ["Backbone", "Config", "Run", "UserError", "__version__", "create_backbone", "hookimpl", "load", "run"]
 
 __version__ = "0.1.0"
 
-_lazy = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "Backbone": "sslkit.backbones",
         "Config": "sslkit.config.base",
         "Run": "sslkit.runs.run",
         "UserError": "sslkit.errors",
         "create_backbone": "sslkit.backbones",
-        "load_backbone": "sslkit.backbones",
+        "load": "sslkit.backbones:load_backbone",
     },
 )
-
-
-def __getattr__(name: str) -> Any:
-    return _lazy("load_backbone" if name == "load" else name)
 
 
 def run(**settings: Any) -> "Run":

@@ -5,19 +5,25 @@ them the names below. `register(name, thing)` takes the thing itself or a `"modu
 imported only when somebody asks for that name.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import pluggy
+
+Register = Callable[[str, Any], None]
+"""register(name, thing): `thing` may be a string "module:Name"."""
 
 hookspec = pluggy.HookspecMarker("sslkit")
 hookimpl = pluggy.HookimplMarker("sslkit")
 
 
 @hookspec
-def register_methods(register):
+def register_methods(register: Register) -> None:
     """Offer methods: register("byol", BYOL), a subclass of sslkit.methods.Method."""
 
 
 @hookspec
-def register_backbones(register):
+def register_backbones(register: Register) -> None:
     """Offer backbones: register("mynet", factory); factory(config) -> nn.Module without classifier;
     one that takes a keyword image_size is told it.
 
@@ -26,40 +32,40 @@ def register_backbones(register):
 
 
 @hookspec
-def register_augmentations(register):
+def register_augmentations(register: Register) -> None:
     """Offer view recipes: register("simclr", SimCLRAugmentation), a subclass of sslkit.augment.Augmentation."""
 
 
 @hookspec
-def register_evaluators(register):
+def register_evaluators(register: Register) -> None:
     """Offer evaluators: register("knn", KNN), a subclass of sslkit.evaluation.Evaluator."""
 
 
 @hookspec
-def register_datasets(register):
+def register_datasets(register: Register) -> None:
     """Offer data sets: register("cifar10", CIFAR10), a subclass of sslkit.data.Source."""
 
 
 @hookspec
-def register_trackers(register):
+def register_trackers(register: Register) -> None:
     """Offer trackers: register("tensorboard", TensorBoard), a subclass of sslkit.runs.trackers.Tracker."""
 
 
 @hookspec
-def register_commands(cli):
+def register_commands(cli: Any) -> None:
     """Add click commands to the `sslkit` group: @cli.command() def mine(): ..."""
 
 
 @hookspec
-def run_started(run):
+def run_started(run: Any) -> None:
     """A run is built and its directory exists; nothing has been stepped."""
 
 
 @hookspec
-def run_logged(run, step, metrics):
+def run_logged(run: Any, step: int, metrics: dict[str, float]) -> None:
     """Fresh metrics, already plain floats: once a logging interval and once an evaluation, never once a step."""
 
 
 @hookspec
-def run_finished(run, error):
+def run_finished(run: Any, error: BaseException | None) -> None:
     """The run has ended; error is None, or the exception that ended it."""

@@ -6,6 +6,7 @@ Nothing heavy is imported here. A plugin that fails is told in one line (`proble
 import ast
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -62,6 +63,10 @@ class Component:
         return text.strip().split("\n")[0].rstrip(".")
 
 
+Catalog = dict[str, list[Component]]
+"""Components of one kind by their names; two of one name clash."""
+
+
 @dataclass
 class Host:
     """The plugin manager, and what went wrong while loading."""
@@ -69,7 +74,7 @@ class Host:
     manager: pluggy.PluginManager
     distributions: dict[str, str]
     problems: list[str]
-    catalogs: dict[str, dict[str, list[Component]]]
+    catalogs: dict[str, Catalog]
 
 
 @cache
@@ -192,8 +197,8 @@ def _misspelt_hooks(loaded: Host) -> list[str]:
     ]
 
 
-def _collect(loaded: Host, kind: str) -> dict[str, list[Component]]:
-    catalog: dict[str, list[Component]] = {}
+def _collect(loaded: Host, kind: str) -> Catalog:
+    catalog: Catalog = {}
     for impl in getattr(loaded.manager.hook, f"register_{kind}").get_hookimpls():
         register = _registrar(catalog, kind, impl.plugin_name, loaded.distributions[impl.plugin_name])
         try:
@@ -203,7 +208,9 @@ def _collect(loaded: Host, kind: str) -> dict[str, list[Component]]:
     return catalog
 
 
-def _registrar(catalog: dict, kind: str, plugin: str, distribution: str) -> Callable[[str, Any], None]:
+def _registrar(
+    catalog: dict[str, list[Component]], kind: str, plugin: str, distribution: str
+) -> Callable[[str, Any], None]:
     def register(name: str, thing: Any) -> None:
         catalog.setdefault(name, []).append(Component(kind, name, thing, plugin, distribution))
 
@@ -257,12 +264,19 @@ def _docstrings(module: str) -> dict[str, str | None]:
     return {node.name: ast.get_docstring(node) for node in named}
 
 
-def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module-level `__getattr__` for `package`: name -> the module that defines it, imported on first use."""
+def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose public names are imported on first use (PEP 562).
+
+    home: name -> the module that defines it, or "module:name there".
+    """
 
     def __getattr__(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(home[name]), name)
+        module, _, attribute = home[name].partition(":")
+        return getattr(import_module(module), attribute or name)
 
-    return __getattr__
+    def __dir__() -> list[str]:
+        return sorted(sys.modules[package].__all__)
+
+    return __getattr__, __dir__

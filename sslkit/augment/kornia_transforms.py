@@ -75,7 +75,8 @@ class KorniaTransforms(nn.Sequential):
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         with _seeded(images.device, generator):
-            return super().forward(images)
+            out: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+            return out
 
 
 def _try_out(transform: nn.Module, size: int) -> None:

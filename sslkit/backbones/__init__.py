@@ -10,17 +10,19 @@ from sslkit.hookspecs import hookimpl
 from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
+    from sslkit.backbones.backbone import Backbone
     from sslkit.backbones.build import create_backbone
     from sslkit.backbones.files import load_backbone, save_backbone
     from sslkit.backbones.settings import takes
     from sslkit.backbones.weights import load_weights
     from sslkit.config.components import BackboneConfig
 
-__all__ = ["BackboneConfig", "create_backbone", "load_backbone", "load_weights", "save_backbone", "takes"]
+__all__ = ["Backbone", "BackboneConfig", "create_backbone", "load_backbone", "load_weights", "save_backbone", "takes"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "Backbone": "sslkit.backbones.backbone",
         "BackboneConfig": "sslkit.config.components",
         "create_backbone": "sslkit.backbones.build",
         "load_backbone": "sslkit.backbones.files",

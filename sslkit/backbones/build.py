@@ -38,7 +38,8 @@ def create_backbone(backbone: str | Choice, image_size: int = 224, **options: An
     net.width = _measure_width(net, name, image_size)
     if pretrained := getattr(config, "pretrained", None):
         load_weights(net, pretrained)
-    return net
+    module: nn.Module = net
+    return module
 
 
 def _settings(name: str, factory: Any, options: dict[str, Any]) -> Config:

@@ -10,15 +10,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sslkit import plugins
-from sslkit.backbones.weights import _fill, _read
+from sslkit.backbones.backbone import Backbone, Triple
+from sslkit.backbones.weights import fill, read_tensors
 from sslkit.config.base import Config
 from sslkit.config.components import config_class
 from sslkit.errors import UserError
 from sslkit.machine.atomic import replacing
 
 FORMAT = "sslkit"
-
-Triple = tuple[float, float, float]
 
 
 class Header(Config):
@@ -55,23 +54,21 @@ def save_backbone(net: nn.Module, path: str | Path, **header: Any) -> None:
         save_file(tensors, temporary, {"format": FORMAT, **words})
 
 
-def load_backbone(path: str | Path) -> nn.Module:
-    """The backbone of a file that `save_backbone` wrote, in eval mode, on the CPU.
+def load_backbone(path: str | Path) -> Backbone:
+    """Load the backbone of a file that `save_backbone` wrote, in eval mode, on the CPU.
 
-    [N, 3, H, W] float, normalised -> [N, width]. It carries `name`, `width`, `stem_kind`, `image_size`,
-    `mean` and `std` (of images in 0..1). The global random state is left alone. Raises
-    UserError for a foreign or damaged file.
+    The global random state is left alone. Raises UserError for a foreign or damaged file.
     """
     from sslkit.backbones.build import create_backbone
 
     path = Path(path).expanduser()
-    tensors, words = _read(path)
+    tensors, words = read_tensors(path)
     about = _parse_header(path, words)
     with torch.random.fork_rng(devices=[]):
-        net: Any = create_backbone(about.name, about.image_size, **_options(about))
-    _fill(net, tensors, path)
-    net.name, net.image_size, net.mean, net.std = about.name, about.image_size, about.mean, about.std
-    return net.eval()
+        net = create_backbone(about.name, about.image_size, **_options(about))
+    fill(net, tensors, path)
+    described = about.model_dump(include={"name", "width", "stem", "image_size", "mean", "std"})
+    return Backbone(net, **described).eval()
 
 
 def _parse_header(path: Path, words: dict[str, str]) -> Header:

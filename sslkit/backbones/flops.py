@@ -14,7 +14,8 @@ def flops(net: nn.Module, image_size: int) -> int:
     device = next(net.parameters(), torch.empty(0)).device
     with uncompiled(), eval_mode(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, 3, image_size, image_size, device=device))
-    return counter.get_total_flops()
+    count: int = counter.get_total_flops()
+    return count
 
 
 def _flops_or_none(net: nn.Module, image_size: int) -> int | None:

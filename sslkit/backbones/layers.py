@@ -123,7 +123,8 @@ def as_map(output: Tensor, prefix: int = 1) -> Tensor:
     if output.ndim == 4:
         return output if output.shape[2] == output.shape[3] else output.movedim(-1, 1)
     side = _grid_side(output, prefix)
-    return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    out: Tensor = output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    return out
 
 
 def _grid_side(tokens: Tensor, prefix: int) -> int:

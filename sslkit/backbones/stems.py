@@ -72,7 +72,8 @@ def _drop_halvings(net: nn.Module, seen: list[Reduction]) -> None:
 def total_stride(net: nn.Module, image_size: int) -> int:
     """Pixels of the image a position of the last feature map, in one direction."""
     if is_token_net(net):
-        return net.patch_embed.patch_size[0]
+        count: int = net.patch_embed.patch_size[0]
+        return count
     return prod(r.factor for r in reductions(net, image_size))
 
 

@@ -18,11 +18,11 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     own = net.state_dict().keys()
-    tensors = {k: v for k, v in _read(path)[0].items() if k in own or not _is_classifier(net, k)}
-    _fill(net, tensors, path)
+    tensors = {k: v for k, v in read_tensors(path)[0].items() if k in own or not _is_classifier(net, k)}
+    fill(net, tensors, path)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             # It is no mapping: only `keys` tells what it holds.
@@ -32,7 +32,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} cannot be read as safetensors ({error}); is it whole?") from error
 
 
-def _fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     if wrong := _differences(net, tensors):
         raise UserError(f"{path} does not fit this backbone: {'; '.join(wrong)}")
     net.load_state_dict(tensors, strict=False)

@@ -97,7 +97,8 @@ def torchvision_model(name: str, config: BackboneConfig, image_size: int = 224) 
         from sslkit.backbones.shuffle import shuffle_in_one_pass
 
         shuffle_in_one_pass(net)
-    return net
+    module: nn.Module = net
+    return module
 
 
 def _remove_classifier(net: nn.Module) -> None:

@@ -50,7 +50,7 @@ __all__ = [
     "pack_source",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ArrayImages": "sslkit.data.images",

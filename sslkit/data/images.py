@@ -81,7 +81,8 @@ class ArrayImages(Images):
         return self._name(index)
 
     def load(self, index: int) -> NDArray[np.uint8]:
-        return self._content[0][index]
+        result: NDArray[np.uint8] = self._content[0][index]
+        return result
 
     def fingerprint(self) -> str:
         return self._fingerprint

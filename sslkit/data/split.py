@@ -31,4 +31,5 @@ def _apportion(counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     places = np.floor(shares).astype(np.int64)
     largest_first = np.argsort(places - shares, kind="stable")
     places[largest_first[: total - places.sum()]] += 1
-    return np.minimum(places, counts - 1)
+    result: NDArray[np.int64] = np.minimum(places, counts - 1)
+    return result

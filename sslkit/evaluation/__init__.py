@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KNN", "MLP", "Evaluator", "Features", "Finetune", "Linear", "Preprocessing", "Semi", "Subject", "accuracy"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Evaluator": "sslkit.evaluation.evaluator",

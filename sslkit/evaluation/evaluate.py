@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sslkit import plugins
+from sslkit.backbones.backbone import width_of
 from sslkit.config.base import Choice
 from sslkit.config.components import config_class
 from sslkit.config.run import RunConfig
@@ -106,8 +107,8 @@ def projection_head(method: nn.Module) -> nn.Module | None:
 
 def head_name(method: nn.Module) -> str | None:
     """Which part of a method is its projection head: `projector`, or `head` where that takes features."""
-    backbone: Any = method.backbone
-    return next((n for n in ("projector", "head") if _takes(getattr(method, n, None), backbone.width)), None)
+    width = width_of(method.get_submodule("backbone"))
+    return next((n for n in ("projector", "head") if _takes(getattr(method, n, None), width)), None)
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ class Target:
     backbone: nn.Module
     config: RunConfig
     stores: Stores
+    image_size: int
+    """Height and width of the images that the network was built for, in pixels."""
     device: torch.device
     run: Run | None
     """The run that it is; None for a file or a backbone's name."""
@@ -40,9 +42,8 @@ class Target:
 
     def records(self, evaluators: Iterable[Choice], **about: Any) -> Iterator[dict[str, Any]]:
         """One record an evaluator; `about` goes to `Subject` in place of what is known here."""
-        size = getattr(self.backbone, "image_size", self.stores.image_size)
         known: dict[str, Any] = {
-            "initial": lambda: untrained(self.config, size),
+            "initial": lambda: untrained(self.config, self.image_size),
             "head": self.saved_head,
             "folder": self.folder,
             "cache": cache_dir(getattr(self.config.data.options, "cache", None)) / "features",
@@ -112,12 +113,12 @@ def open_target(target: str | Path, words: Iterable[str], display: "Display") ->
     resolved = _settings(file, run, str(target), words)
     config = resolved.config
     stores = open_stores(config.data, config.eval_data, config.seed, log=display.log)
-    backbone = _network(file, config, stores.image_size)
+    backbone, image_size = _network(file, config, stores.image_size)
     device = pick_device(config.device)
     backbone.to(device)
     if config.channels_last is not False:
         backbone.to(memory_format=torch.channels_last)
-    return Target(backbone, config, stores, device, run, run.path if run else _asked_folder(resolved))
+    return Target(backbone, config, stores, image_size, device, run, run.path if run else _asked_folder(resolved))
 
 
 def _asked_folder(resolved: Resolved) -> Path | None:
@@ -128,13 +129,15 @@ def _asked_folder(resolved: Resolved) -> Path | None:
     return out
 
 
-def _network(file: Path | None, config: RunConfig, image_size: int) -> nn.Module:
+def _network(file: Path | None, config: RunConfig, image_size: int) -> tuple[nn.Module, int]:
+    """The plain network, and the image size that it was built for."""
     from sslkit.backbones import create_backbone, load_backbone
 
     if file and _is_ours(file):
-        return load_backbone(file)
+        loaded = load_backbone(file)
+        return loaded.net, loaded.image_size
     with own_random(config.seed):
-        return create_backbone(config.backbone, image_size=image_size)
+        return create_backbone(config.backbone, image_size=image_size), image_size
 
 
 def _settings(file: Path | None, run: Run | None, target: str, words: Iterable[str]) -> Resolved:

@@ -51,6 +51,7 @@ def usual_precision(device: torch.device) -> str:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bf16 instead of imitating it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        answer: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return answer
     known = device.type == "cpu" and torch.backends.mkldnn.is_available()
     return known and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -32,7 +32,7 @@ __all__ = [
     "Supervised",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Batch": "sslkit.methods.base",

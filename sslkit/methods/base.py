@@ -1,10 +1,11 @@
 """The contract of a method: a module whose `forward` turns a batch of views into a loss."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sslkit.backbones.backbone import width_of
 from sslkit.config.base import Choice, Config
 from sslkit.errors import UserError
 from sslkit.machine.distributed import gather
@@ -51,7 +52,8 @@ class Batch:
 
     def by_image(self, rows: Tensor) -> Tensor:
         """What a network made of stacked views, [V*B, ...] -> [B, V, ...]: the form that `Method.embed` returns."""
-        return rows.unflatten(0, (-1, len(self.indices))).transpose(0, 1)
+        out: Tensor = rows.unflatten(0, (-1, len(self.indices))).transpose(0, 1)
+        return out
 
 
 class Method(nn.Module):
@@ -83,7 +85,7 @@ class Method(nn.Module):
         self.config = config
         self.backbone = backbone
         self.info = info
-        self.width = cast(Any, backbone).width
+        self.width = width_of(backbone)
 
     @classmethod
     def trained_backbone(cls, backbone: Choice) -> Choice:

@@ -69,7 +69,8 @@ class BYOL(Method):
         return {"loss": 2 * torch.stack(directions).mean(), "target_std": feature_std(targets[0])}
 
     def _predict(self, views: Tensor) -> Tensor:
-        return self.predictor(self.projector(self.backbone(views)))
+        out: Tensor = self.predictor(self.projector(self.backbone(views)))
+        return out
 
     def _each_view(self, network: Callable[[Tensor], Tensor], batch: Batch) -> tuple[Tensor, ...]:
         if self.config.joint_views:

@@ -85,7 +85,8 @@ class MoCoV2(Method):
     def _keys(self, views: Tensor) -> Tensor:
         """Keys of this process's views [B, 3, H, W], encoded in groups drawn from all processes' views."""
         if world() * self.config.bn_splits == 1:
-            return self.key_encoder(views)
+            out: Tensor = self.key_encoder(views)
+            return out
         everyone = gather(views)
         order = shared(torch.randperm(len(everyone), device=views.device))
         shuffled = gather(self._in_groups(self.key_encoder, everyone[_mine(order)]))

@@ -60,7 +60,8 @@ def tiles(images: Tensor, tile: int, gap: int, generator: torch.Generator | None
     cut = images.permute(0, 2, 3, 1)[which, rows[..., :, None], columns[..., None, :]].flatten(0, 2).movedim(-1, 1)
     if (height, width) != (tile, tile):
         cut = F.interpolate(cut, (tile, tile), mode="bilinear", antialias=True)
-    return cut.unflatten(0, (count, GRID * GRID))
+    out: Tensor = cut.unflatten(0, (count, GRID * GRID))
+    return out
 
 
 def _places(side: int, length: int, jitter: Tensor) -> Tensor:

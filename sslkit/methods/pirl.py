@@ -74,10 +74,12 @@ class PIRL(Method):
         pointwise = [name for name in self.config.transforms if name != JIGSAW]
         views = transform(views, pointwise, self.info.mean, self.info.std)
         if JIGSAW not in self.config.transforms:
-            return self.transformed_head(self.backbone(views))
+            embedded: Tensor = self.transformed_head(self.backbone(views))
+            return embedded
         cut = tiles(views, tile_size(views.shape[2]), gap_size(views.shape[2]))
         features = self.backbone(cut.flatten(0, 1)).unflatten(0, cut.shape[:2])
-        return self.transformed_head(shuffled(features))
+        embedded_tiles: Tensor = self.transformed_head(shuffled(features))
+        return embedded_tiles
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 5, how well I^t finds its image among the negatives, and how fresh the bank is."""

@@ -90,7 +90,8 @@ class SplitBrain(Method):
     def _predict(self, half: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
         with tap(half, self.layer) as last:
             features = half(images)
-        return head(last.output, features)
+        out: Tensor = head(last.output, features)
+        return out
 
     def after_step(self, progress: float) -> None:
         if self._seen:
@@ -114,7 +115,8 @@ class Predictor(nn.Module):
 
     def forward(self, last: Tensor, features: Tensor) -> Tensor:
         local = F.pixel_shuffle(self.local(F.avg_pool2d(last, self.pool)), self.upscale)
-        return local + self.whole(features)[:, :, None, None]
+        out: Tensor = local + self.whole(features)[:, :, None, None]
+        return out
 
 
 def classified(scores: Tensor, bins: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

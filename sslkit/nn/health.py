@@ -18,7 +18,8 @@ def feature_std(features: Tensor) -> Tensor:
     1 when they spread evenly over the sphere, 0 when all point one direction.
     """
     unit = F.normalize(features.float(), dim=1)
-    return unit.std(0, correction=0).mean() * features.shape[1] ** 0.5
+    out: Tensor = unit.std(0, correction=0).mean() * features.shape[1] ** 0.5
+    return out
 
 
 @torch.no_grad()
@@ -35,9 +36,9 @@ def effective_rank(features: Tensor, rows: int = 256) -> Tensor:
     singular = torch.linalg.eigvalsh(centred @ centred.T).clamp_min(0).sqrt()
     # Rounding of float32 features must not count as variation.
     singular = singular.where(singular > 1e-6 * some.norm(), 0)
-    if not singular.any():
-        return singular.new_zeros(())
-    return torch.special.entr(singular / singular.sum()).sum().exp()
+    total = singular.sum()
+    rank: Tensor = torch.special.entr(singular / total).sum().exp() if total > 0 else singular.new_zeros(())
+    return rank
 
 
 def collapse_warning(std: float, rank: float, width: int) -> str | None:

@@ -25,7 +25,7 @@ from sslkit.runs.directory import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from sslkit.backbones import Backbone
 
 CHECKPOINTS = "checkpoints"
 
@@ -80,7 +80,7 @@ class Run:
         """Checkpoint folders, oldest first; `epoch-0005+0012` is 12 steps past the fifth epoch."""
         return checkpoint.find_checkpoints(self.path / CHECKPOINTS)
 
-    def backbone(self) -> "nn.Module":
+    def backbone(self) -> "Backbone":
         """The pre-trained backbone, as `sslkit.load` gives it."""
         from sslkit.backbones import load_backbone
 
@@ -108,7 +108,8 @@ class Run:
     @property
     def derived(self) -> dict[str, Any]:
         """What the run worked out from its settings, such as the image size and the scaled learning rate."""
-        return _read_json(self.path / ENVIRONMENT).get("derived", {})
+        result: dict[str, Any] = _read_json(self.path / ENVIRONMENT).get("derived", {})
+        return result
 
     def save_checkpoint(self, state: Checkpoint, name: str, keep: int) -> Path:
         """Write `checkpoints/<name>`; of those before it, epochs divisible by `keep` and the newest stay."""

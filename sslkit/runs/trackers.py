@@ -83,7 +83,8 @@ def _find(name: str) -> type[Tracker]:
     from sslkit import plugins
 
     try:
-        return plugins.find("trackers", name)
+        result: type[Tracker] = plugins.find("trackers", name)
+        return result
     except UserError as error:
         raise UserError(f"trackers: {error} (tensorboard, wandb and mlflow are in sslkit-trackers)") from error
 

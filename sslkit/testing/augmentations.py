@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslkit.augment.base import Triple
 from sslkit.testing.contract import checked_settings, expect, seeded
 from sslkit.testing.examples import IMAGES, small_images
 
@@ -27,7 +28,8 @@ def check_augmentation(recipe_class: type[nn.Module], image_size: int = 32, **op
 
 
 def _views(recipe: nn.Module, images: Tensor, seed: int) -> list[Tensor]:
-    return recipe(images, torch.Generator().manual_seed(seed))
+    tensors: list[Tensor] = recipe(images, torch.Generator().manual_seed(seed))
+    return tensors
 
 
 def _check_crops(recipe: Any, crops: list[Tensor], image_size: int) -> None:
@@ -56,7 +58,7 @@ def _check_draws(recipe: nn.Module, images: Tensor, crops: list[Tensor]) -> None
     )
 
 
-def _check_normalised(crops: list[Tensor], plain: list[Tensor], mean: tuple, std: tuple) -> None:
+def _check_normalised(crops: list[Tensor], plain: list[Tensor], mean: Triple, std: Triple) -> None:
     m, s = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     right = all(torch.allclose(crop, (raw - m) / s, atol=1e-4) for crop, raw in zip(crops, plain))
     expect(right, "views must be normalised last: (x - mean)/std of each channel, white being 1")

@@ -31,7 +31,8 @@ def _make_backbone(backbone: Any, image_size: int, options: dict[str, Any]) -> n
         return create_backbone(backbone, image_size, **options)
     config = config_class(backbone).model_validate(options)
     sized = "image_size" in inspect.signature(backbone).parameters
-    return backbone(config, image_size=image_size) if sized else backbone(config)
+    module: nn.Module = backbone(config, image_size=image_size) if sized else backbone(config)
+    return module
 
 
 @torch.no_grad()

@@ -93,7 +93,8 @@ def _make_augmentation(config: RunConfig, stores: Stores, device: torch.device) 
     views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
     for part in multi_view_augmentations(views):
         part.kernels = config.kernels
-    return views
+    module: nn.Module = views
+    return module
 
 
 def _compile_kernels() -> None:
@@ -131,7 +132,8 @@ def _with_synchronised_norm(method: Method, device: torch.device) -> Method:
     # timm's, because torch's would lose the activation inside timm's batch-norm layers.
     from timm.layers import convert_sync_batchnorm
 
-    return convert_sync_batchnorm(method)
+    result: Method = convert_sync_batchnorm(method)
+    return result
 
 
 def _in_step_with_others(method: Method, config: RunConfig, device: torch.device) -> nn.Module:

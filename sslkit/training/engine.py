@@ -223,7 +223,8 @@ def _epoch(run: Run, setup: TrainingSetup, epoch: int, step: int, meter: Meter, 
 
 def _lr(setup: TrainingSetup) -> float:
     """The rate of the last step."""
-    return setup.optimizer.param_groups[0]["lr"]
+    number: float = setup.optimizer.param_groups[0]["lr"]
+    return number
 
 
 def _log(run: Run, setup: TrainingSetup, metrics: dict[str, Any], display: Display) -> None:
@@ -240,8 +241,7 @@ def _signs_of_collapse(setup: TrainingSetup, metrics: dict[str, Any]) -> str | N
     std, rank = metrics.get("feature_std"), metrics.get("effective_rank")
     if std is None or rank is None:
         return None
-    width: Any = setup.method.backbone.width
-    return collapse_warning(std, rank, width)
+    return collapse_warning(std, rank, setup.method.width)
 
 
 def _checkpoint_due(config: RunConfig, epoch: int, since: float) -> bool:

@@ -53,4 +53,5 @@ def sheet(images: Tensor, views: list[Tensor], mean: Any, std: Any) -> np.ndarra
 def _visible(views: Tensor, mean: Any, std: Any) -> Tensor:
     """Normalised floats back to uint8, of the rows that are shown."""
     mean, std = (torch.tensor(v, device=views.device).view(1, 3, 1, 1) for v in (mean, std))
-    return ((views[:ROWS].float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    out: Tensor = ((views[:ROWS].float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return out

@@ -158,7 +158,8 @@ def _convolution_backward(
     from torch.utils.flop_counter import conv_flop_count
 
     _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = settings
-    return conv_flop_count(x, weight, gradient, transposed) * sum(wanted[:2])
+    count: int = conv_flop_count(x, weight, gradient, transposed) * sum(wanted[:2])
+    return count
 
 
 def _timed_steps(setup: TrainingSetup, batches: Iterator[Any]) -> Iterator[float]:

@@ -60,10 +60,12 @@ class SimCLR(nn.Module):
         self.criterion = NTXentLoss(temperature=options.temperature)
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        return self.criterion(self._project(x0), self._project(x1))
+        out: Tensor = self.criterion(self._project(x0), self._project(x1))
+        return out
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.projection_head(self.backbone(x).flatten(start_dim=1))
+        out: Tensor = self.projection_head(self.backbone(x).flatten(start_dim=1))
+        return out
 
 
 class _WithMomentum(nn.Module):
@@ -80,10 +82,12 @@ class _WithMomentum(nn.Module):
         deactivate_requires_grad(self.projection_head_momentum)
 
     def project(self, x: Tensor) -> Tensor:
-        return self.projection_head(self.backbone(x).flatten(start_dim=1))
+        out: Tensor = self.projection_head(self.backbone(x).flatten(start_dim=1))
+        return out
 
     def project_momentum(self, x: Tensor) -> Tensor:
-        return self.projection_head_momentum(self.backbone_momentum(x).flatten(start_dim=1)).detach()
+        out: Tensor = self.projection_head_momentum(self.backbone_momentum(x).flatten(start_dim=1)).detach()
+        return out
 
     def follow(self) -> None:
         from lightly.models.utils import update_momentum
@@ -107,7 +111,8 @@ class BYOL(_WithMomentum):
         self.follow()
         p0, z0 = self.prediction_head(self.project(x0)), self.project_momentum(x0)
         p1, z1 = self.prediction_head(self.project(x1)), self.project_momentum(x1)
-        return 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
+        out: Tensor = 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
+        return out
 
 
 class MoCo(_WithMomentum):
@@ -123,7 +128,8 @@ class MoCo(_WithMomentum):
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
         self.follow()
-        return self.criterion(self.project(x0), self.project_momentum(x1))
+        out: Tensor = self.criterion(self.project(x0), self.project_momentum(x1))
+        return out
 
 
 MODELS: dict[str, Callable[[nn.Module, int, Any], nn.Module]] = {"simclr": SimCLR, "byol": BYOL, "mocov2": MoCo}

@@ -104,7 +104,8 @@ class DINO(Method):
     def teacher_temperature(self) -> Tensor:
         """τ_t of the current step."""
         start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
-        return start + (end - start) * (self.progress / self.config.warmup_teacher).clamp(max=1)
+        out: Tensor = start + (end - start) * (self.progress / self.config.warmup_teacher).clamp(max=1)
+        return out
 
     def after_step(self, progress: float) -> None:
         """The centre follows the teacher's outputs, and the teacher the student."""

@@ -53,7 +53,8 @@ class MultiCrop(Augmentation):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """Large views [V*B, 3, S, S], then small ones [L*B, 3, s, s] unless L is 0; see `Augmentation.forward`."""
         large = self.large(images, generator)
-        return large + self.small(images, generator) if self.small else large
+        tensors: list[Tensor] = large + self.small(images, generator) if self.small else large
+        return tensors
 
 
 class SwAVCrops(MultiCrop):

@@ -36,7 +36,8 @@ class Decoder(nn.Module):
         masked = self.mask_token.to(seen.dtype).expand(len(seen), *self.positions.shape)
         patches = masked.scatter(1, visible[:, :, None].expand_as(seen), seen) + self.positions
         tokens = self.blocks(torch.cat([prefix, patches], dim=1))
-        return self.pixels(self.norm(tokens))[:, self.prefix :]
+        out: Tensor = self.pixels(self.norm(tokens))[:, self.prefix :]
+        return out
 
 
 def _initialise(layer: nn.Module) -> None:

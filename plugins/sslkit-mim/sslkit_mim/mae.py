@@ -105,6 +105,7 @@ class MAE(Method):
         handle = self.backbone.patch_drop.register_forward_hook(keep)
         try:
             # Networks that pool the mean have their last norm after it.
-            return self.backbone.fc_norm(self.backbone.forward_features(images))
+            out: Tensor = self.backbone.fc_norm(self.backbone.forward_features(images))
+            return out
         finally:
             handle.remove()

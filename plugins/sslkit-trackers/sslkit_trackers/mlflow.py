@@ -44,7 +44,8 @@ class MLflow(Tracker):
         for start in range(0, len(settings), MOST):
             part = settings[start : start + MOST]
             self._client.log_batch(begun, params=[Param(_plain(key), str(value)[:LONGEST]) for key, value in part])
-        return begun
+        text: str = begun
+        return text
 
     def log(self, step: int, metrics: Metrics) -> None:
         from mlflow.entities import Metric

@@ -103,6 +103,7 @@ def _next_buffer(ahead: Any) -> NDArray[np.uint8]:
             if ahead.is_alive() or not ahead.output_queue.empty():
                 continue
             raise RuntimeError("FFCV's decoding thread has died (its traceback is above); use loader=torch") from None
+        pixels: NDArray[np.uint8]
         _, (pixels,) = result
         return pixels
 

@@ -62,7 +62,8 @@ SMALLEST_PAGE, LARGEST_PAGE = 1 << 21, 1 << 31
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
     """uint8 [H, W, 3] to JPEG bytes; quality 1..100."""
     contiguous = np.ascontiguousarray(pixels)
-    return simplejpeg.encode_jpeg(contiguous, quality, colorspace="RGB", colorsubsampling=SUBSAMPLING)
+    content: bytes = simplejpeg.encode_jpeg(contiguous, quality, colorspace="RGB", colorsubsampling=SUBSAMPLING)
+    return content
 
 
 def decode_jpeg(record: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:

@@ -119,7 +119,8 @@ def images_side(images: Images) -> Callable[[int], int | None]:
         except Exception:
             return None
         if isinstance(picture, np.ndarray):
-            return min(picture.shape[:2])
+            result: int | None = min(picture.shape[:2])
+            return result
         with picture:
             return min(picture.size)
 
@@ -127,4 +128,5 @@ def images_side(images: Images) -> Callable[[int], int | None]:
 
 
 def _spread(count: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, MEASURED)).round().astype(int)).tolist()
+    result: list[int] = np.unique(np.linspace(0, count - 1, min(count, MEASURED)).round().astype(int)).tolist()
+    return result

@@ -92,7 +92,8 @@ def _background(draw: Generator, size: int) -> NDArray[np.float32]:
     first, second = _colour(draw), _colour(draw)
     # Half as strong as the shape, so that it stands out.
     mixed = first + blend.clip(0, 1)[..., None] * (second - first)
-    return (64 + mixed / 2).astype(np.float32)
+    result: NDArray[np.float32] = (64 + mixed / 2).astype(np.float32)
+    return result
 
 
 def _cover(corners: Outline, size: int) -> NDArray[np.float32]:
@@ -113,7 +114,8 @@ def _placed(outline: Outline, draw: Generator, size: int) -> Outline:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     radius = draw.uniform(0.22, 0.42) * size
     centre = draw.uniform(radius, size - radius, 2)
-    return outline @ turn.T * radius + centre
+    result: Outline = outline @ turn.T * radius + centre
+    return result
 
 
 def _regular(corners: int, phase: float = -90) -> Outline:

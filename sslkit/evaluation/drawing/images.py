@@ -72,4 +72,5 @@ def features_of_changed(subject: Subject, store: "Store", rows: NDArray[np.int64
 def _features(subject: Any, images: Tensor) -> Tensor:
     dtype = subject.preprocessing.autocast
     with torch.autocast(subject.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        return subject.backbone(subject.views(images)).float()
+        out: Tensor = subject.backbone(subject.views(images)).float()
+        return out

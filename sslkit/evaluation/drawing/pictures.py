@@ -161,7 +161,10 @@ def overlaid(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np
     scaled = np.clip(heat / max(float(np.percentile(heat, 99)), 1e-12), 0, 1)[..., None]
     grey = image.mean(2, keepdims=True).repeat(3, 2) / 255
     colour = colormaps["inferno"](scaled[..., 0])[..., :3]
-    return (255 * (0.35 * grey + 0.65 * ((1 - scaled) * grey * 0.6 + scaled * colour))).astype(np.uint8)
+    result: NDArray[np.uint8] = (255 * (0.35 * grey + 0.65 * ((1 - scaled) * grey * 0.6 + scaled * colour))).astype(
+        np.uint8
+    )
+    return result
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:

@@ -88,7 +88,8 @@ class Cost(Evaluator):
 
 def megabytes(net: nn.Module) -> float:
     """10⁶ bytes of the weights file, without its header."""
-    return sum(t.numel() * t.element_size() for t in net.state_dict().values()) / 1e6
+    number: float = sum(t.numel() * t.element_size() for t in net.state_dict().values()) / 1e6
+    return number
 
 
 def timings(once: Callable[[], Any], device: torch.device, warmup: int, repeats: int, seconds: float) -> list[float]:

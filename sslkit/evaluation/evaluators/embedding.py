@@ -82,7 +82,10 @@ def tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray[np.fl
         return _open_tsne(x, perplexity, seed)
     from sklearn.manifold import TSNE
 
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x).astype(float)
+    result: NDArray[np.floating] = (
+        TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x).astype(float)
+    )
+    return result
 
 
 def _open_tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray[np.floating]:

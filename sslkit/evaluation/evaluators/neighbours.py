@@ -51,7 +51,8 @@ class _TrainFeatures:
             self._squares = [q + (scales[:, 0] == LONGEST) for q, scales in zip(self._squares, self._scales)]
 
     def _square(self, block: Tensor, scales: Tensor) -> Tensor:
-        return self.around_centre(block, scales).norm(dim=1).square_()
+        out: Tensor = self.around_centre(block, scales).norm(dim=1).square_()
+        return out
 
     def around_centre(self, x: Tensor, scales: Tensor) -> Tensor:
         return torch.addcmul(-self._centre, x, scales)
@@ -79,4 +80,5 @@ def _scales(x: Tensor, metric: Metric) -> Tensor:
     """[n, 1]: to length 1 where length shall not count."""
     if metric != "cosine":
         return x.new_ones(len(x), 1)
-    return x.norm(dim=1, keepdim=True).reciprocal().clamp_max(LONGEST)
+    out: Tensor = x.norm(dim=1, keepdim=True).reciprocal().clamp_max(LONGEST)
+    return out

@@ -1,5 +1,7 @@
 """Nearest neighbours: what the backbone holds for similar."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from pydantic import Field, field_validator
@@ -9,6 +11,9 @@ from sslkit.evaluation.drawing.images import class_names, labelled_rows, thumbna
 from sslkit.evaluation.evaluator import Evaluator
 from sslkit.evaluation.evaluators.neighbours import Metric, nearest
 from sslkit.evaluation.subject import Subject
+
+if TYPE_CHECKING:
+    from sslkit.evaluation.drawing.pictures import Cell
 
 
 class Retrieval(Evaluator):
@@ -80,7 +85,9 @@ def _one_a_class(labels: Tensor, seed: int) -> Tensor:
     return torch.tensor([generator.choice(np.flatnonzero(known == c)) for c in np.unique(known)], device=labels.device)
 
 
-def _cells(asked: np.ndarray, given: np.ndarray, classes: np.ndarray, right: np.ndarray, names: list[str]) -> list:
+def _cells(
+    asked: np.ndarray, given: np.ndarray, classes: np.ndarray, right: np.ndarray, names: list[str]
+) -> list[list["Cell"]]:
     from sslkit.evaluation.drawing.pictures import Cell
 
     given = given.reshape(*classes.shape, *given.shape[1:])

@@ -135,7 +135,8 @@ def gradient(scorer: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
     """max over the channels of |∂score/∂pixel| (Simonyan et al. 2014, section 3.1), [n, S, S]."""
     from captum.attr import Saliency as Gradient
 
-    return Gradient(scorer).attribute(views.clone().requires_grad_(), target=labels, abs=False).abs().amax(1)
+    out: Tensor = Gradient(scorer).attribute(views.clone().requires_grad_(), target=labels, abs=False).abs().amax(1)
+    return out
 
 
 def smooth_gradient(scorer: nn.Module, views: Tensor, labels: Tensor, samples: int, noise: float, seed: int) -> Tensor:

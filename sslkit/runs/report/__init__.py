@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {"write": "sslkit.runs.report.build"},
 )

@@ -44,7 +44,8 @@ class Schedule:
                 group["lr"] = group["initial_lr"] * group.get("lr_scale", 1.0)
             if self._decay_end is not None and group["weight_decay"]:
                 group["weight_decay"] = cosine(self._decay, self._decay_end, step / self._steps)
-        return self._optimizer.param_groups[0]["lr"]
+        number: float = self._optimizer.param_groups[0]["lr"]
+        return number
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, steps_per_epoch: int) -> Schedule:

@@ -43,7 +43,8 @@ def tune(setup: "TrainingSetup", log: Callable[[str], None]) -> Execution:
     """
     steps = _steps_to_judge_by(setup)
     if setup.device.type not in ("cpu", "cuda") or steps < FEWEST_STEPS:
-        return distributed.from_main(usual(setup.config, setup.device))
+        result: Execution = distributed.from_main(usual(setup.config, setup.device))
+        return result
     known = recalled(setup)
     candidate, timings = _fastest(setup, known.timings, steps, log)
     views_compiled, faster = decide_compiled_views(setup, steps, known.compiled_views, log)

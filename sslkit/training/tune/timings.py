@@ -65,7 +65,8 @@ def images_per_second(setup: "TrainingSetup") -> float | None:
 
 def recalled(setup: "TrainingSetup") -> TuningRecord:
     """What the first process remembers."""
-    return distributed.from_main(recall(remembered_in(setup)) if distributed.is_main() else None)
+    result: TuningRecord = distributed.from_main(recall(remembered_in(setup)) if distributed.is_main() else None)
+    return result
 
 
 def remembered_in(setup: "TrainingSetup") -> Path:
