@@ -7,7 +7,7 @@ for in /dev/shm. Where it is Python itself that takes the time, as for many smal
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,14 +16,19 @@ R = TypeVar("R")
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
     """`map(function, items)` by `workers` threads, with at most `ahead` results begun and not yet taken."""
-    pending: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sslkit-data")
     try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from ordered_results(pool, function, items, ahead)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def ordered_results(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """`map(function, items)` by the workers of `pool`, with at most `ahead` results begun and not yet taken."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

@@ -21,9 +21,6 @@ NAMES = ("run", "method", "backbone", "data")
 COSTS = ("parameters", "gflops", "hours", "kwh", "kg_co2e")
 NONE = "—"
 """What stands where a run lacks a figure."""
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "---"} | {
-    sign: "\\" + sign for sign in "&%$#_{}"
-}
 
 
 def table(runs: Iterable[str | Path | Run], sort: str | None = None) -> list[Row]:
@@ -87,17 +84,21 @@ def as_json(rows: list[Row]) -> str:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    heading, *body = [[_for_markdown(cell) for cell in cells] for cells in _cells(rows)]
-    rule = ["---" if number < len(NAMES) else "---:" for number in range(len(heading))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in [heading, rule, *body])
+    """A table of GitHub's Markdown."""
+    return _tabulated([[_for_markdown(cell) for cell in cells] for cells in _cells(rows)], "pipe")
 
 
 def as_latex(rows: list[Row]) -> str:
     r"""A tabular of the package booktabs: `\usepackage{booktabs}`."""
-    heading, *body = [" & ".join(map(_for_latex, cells)) + r" \\" for cells in _cells(rows)]
-    columns = "l" * len(NAMES) + "r" * (len(_cells(rows)[0]) - len(NAMES))
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heading, r"\midrule", *body, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", ""])
+    return _tabulated([[cell.replace(NONE, "---") for cell in cells] for cells in _cells(rows)], "latex_booktabs")
+
+
+def _tabulated(cells: list[list[str]], style: str) -> str:
+    from tabulate import tabulate
+
+    heading, *body = cells
+    align = ["left" if number < len(NAMES) else "right" for number in range(len(heading))]
+    return tabulate(body, heading, style, disable_numparse=True, colalign=align, headersglobalalign=None) + "\n"
 
 
 def _row(run: Run, accuracies: Row) -> Row:
@@ -169,7 +170,3 @@ def _number(value: float | None) -> str:
 
 def _for_markdown(cell: str) -> str:
     return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>|#" else sign for sign in cell)
-
-
-def _for_latex(cell: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in cell)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tabulate import tabulate
 
 from sslkit.config.layers import Layer, Mistakes, parse_words, settings_layer
 from sslkit.config.resolve import Resolved, resolve_layers
@@ -228,8 +229,8 @@ def as_table(outcomes: list[Outcome]) -> "Table":
 
 def as_markdown(outcomes: list[Outcome]) -> str:
     heading, *rows = _rows(outcomes)
-    rule = ["---", *["---:"] * (len(heading) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [heading, rule, *rows])
+    align = ["left", *["right"] * (len(heading) - 1)]
+    return tabulate(rows, heading, "pipe", disable_numparse=True, colalign=align) + "\n"
 
 
 def as_csv(outcomes: list[Outcome]) -> str:

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from sslkit.data.images import RAW_UP_TO, Images, Mode
 from sslkit.data.packing.beton import JPEG, RAW, Beton, BetonWriter, Record, encode_jpeg
 from sslkit.data.packing.convert import Fit, to_square
-from sslkit.data.packing.processes import Processes
+from sslkit.data.packing.processes import ordered_map_by_processes
 from sslkit.data.packing.progress import Report
 from sslkit.data.packing.store import Store, sidecar
 from sslkit.data.threads import ordered_map
@@ -119,10 +119,9 @@ def _prepared(
     chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size)))
     parts = (images.part(range(start, min(start + chunk, total))) for start in range(0, total, chunk))
     pillow = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
-    with Processes(workers) as processes:
-        many = partial(processes.call, _prepare_part, prepare, pillow)
-        for records in ordered_map(many, parts, workers, ahead=2 * workers):
-            yield from records
+    prepare_part = partial(_prepare_part, prepare, pillow)
+    for records in ordered_map_by_processes(prepare_part, parts, workers, ahead=2 * workers):
+        yield from records
 
 
 def _prepare_part(

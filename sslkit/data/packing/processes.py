@@ -1,89 +1,33 @@
-"""Work in processes of their own, for what keeps the interpreter busy where threads would wait for one another.
+"""Work in processes of their own, for Python code that keeps the interpreter busy: threads would wait for each other.
 
-Neither forked, beside a live CUDA context, nor by multiprocessing, whose new processes run the caller's script once
-more: a script without `if __name__ == "__main__"` would begin again in each of them.
+The processes are loky's: neither forked, beside a live CUDA context, nor by multiprocessing, whose new processes run
+the caller's script once more, so that a script without `if __name__ == "__main__"` would begin again in each of them.
 """
 
-import os
-import pickle
-import queue
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-SERVE = "from sslkit.data.packing.processes import serve; serve()"
+from sslkit.data.threads import ordered_results
 
-
-class Processes:
-    """`count` Python processes that call functions for as many threads; a context that ends them."""
-
-    def __init__(self, count: int) -> None:
-        # The current folder is "" in a path.
-        places = os.pathsep.join(map(os.path.abspath, sys.path))
-        command, environment = [sys.executable, "-P", "-c", SERVE], os.environ | {"PYTHONPATH": places}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._all = [subprocess.Popen(command, env=environment, **pipes) for _ in range(count)]
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        for process in self._all:
-            self._idle.put(process)
-
-    def __enter__(self) -> "Processes":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for process in self._all:
-            process.kill()
-            process.communicate()
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)` in whichever process is idle; all of it is pickled, the function by its name.
-
-        Raises what it raises, and RuntimeError where the process has died, as of a lack of memory.
-        """
-        process = self._idle.get()
-        try:
-            _send((function, arguments), _pipe(process.stdin))
-            result, error = pickle.load(_pipe(process.stdout))
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            raise RuntimeError(f"helper process {process.pid} has died; is memory short?") from None
-        finally:
-            self._idle.put(process)
-        if error is not None:
-            raise error
-        return result
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def serve() -> None:
-    """What a helper does until its pipe closes: with the process that began it, however that ended."""
-    # Ctrl-C reaches all processes of a terminal; the first of them tells the others to end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb")
-    # What a decoder prints must not get among the answers.
-    os.dup2(2, 1)
-    while True:
-        try:
-            function, arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        _send(_answer(function, arguments), answers)
+def ordered_map_by_processes(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
+    """`map(function, items)` by `workers` processes, with at most `ahead` results begun and not yet taken.
 
+    Function, items and results are pickled. The processes end with the iterator, at the latest with this process.
+    Raises what `function` raises, and RuntimeError if a process has died, for example of a lack of memory.
+    """
+    from loky import ProcessPoolExecutor
+    from loky.process_executor import BrokenProcessPool
 
-def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+    # Ctrl-C reaches all processes of a terminal; this one ends the others.
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        return function(*arguments), None
-    except Exception as error:
-        return None, error
-
-
-def _send(content: Any, pipe: IO[bytes]) -> None:
-    pickle.dump(content, pipe, pickle.HIGHEST_PROTOCOL)
-    pipe.flush()
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    """Popen's, which its type says may be missing."""
-    if pipe is None:
-        raise ValueError("the process was begun without a pipe")
-    return pipe
+        yield from ordered_results(pool, function, items, ahead)
+    except BrokenProcessPool as error:
+        raise RuntimeError("a helper process has died; is memory short?") from error
+    finally:
+        pool.shutdown(kill_workers=True)
