@@ -11,13 +11,13 @@ from sslkit import plugins
 from sslkit.config.base import Choice
 from sslkit.data.images import Images, Role, Triple
 from sslkit.data.packing.pack import concrete_mode, name_skipped, pack
-from sslkit.data.packing.progress import progress
 from sslkit.data.packing.store import Store
 from sslkit.data.sources.base import Source
 from sslkit.data.split import stratified_split
 from sslkit.errors import UserError
 from sslkit.machine.atomic import recover
 from sslkit.machine.cache import cache_dir, digest
+from sslkit.machine.progress import progress_bar, terminal_stderr
 
 FORMAT = 1
 """Raised when the same settings begin to give other bytes, so that old caches are not taken for new."""
@@ -186,7 +186,7 @@ class _Opener:
         self.log(f"packing {self.title} ({role}): {self.size} px, {how}, into {path}")
         # A packer that was killed leaves its temporary file behind.
         recover(path.parent, escape(path.name))
-        with progress(f"packing {self.title}") as report:
+        with progress_bar(terminal_stderr()) as update:
             store = pack(
                 images,
                 path,
@@ -195,7 +195,7 @@ class _Opener:
                 jpeg_quality=config.jpeg_quality,
                 fit=config.fit,
                 max_skipped=config.max_skipped,
-                progress=report,
+                progress=lambda done, total: update(done, total, f"packing {self.title}: {done:,} of {total:,}"),
             )
         if store.skipped:
             self.log(f"skipped {len(store.skipped)} unreadable images:\n{name_skipped(store.skipped)}")

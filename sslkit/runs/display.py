@@ -1,17 +1,12 @@
 """What a run shows: a bar on a terminal, plain lines in a pipe or a log file."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 
-if TYPE_CHECKING:
-    pass
-
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from sslkit.machine.progress import Update, progress_bar
 
 
 class Display:
@@ -19,10 +14,8 @@ class Display:
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-        self._progress: Progress | None = None
-        self._task: Any = None
+        self._update: Update = lambda done, total, text: None
         self._total = 0
-        self._last_line = float("-inf")
         self._warned: set[str] = set()
 
     def log(self, text: str) -> None:
@@ -35,39 +28,18 @@ class Display:
 
     @contextmanager
     def bar(self, total: int, done: int) -> Iterator[None]:
-        """The training bar; on anything but a terminal, `metrics` prints lines instead."""
+        """Show the progress of training inside the block, which `metrics` updates."""
         self._total = total
-        if not self.console.is_terminal:
+        with progress_bar(self.console, done=done, every=5, at_once=True, keep=True) as self._update:
+            if self.console.is_terminal:
+                self._update(done, total, "training")
             yield
-            return
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        ]
-        with Progress(*columns, console=self.console) as self._progress:
-            self._task = self._progress.add_task("training", total=total, completed=done)
-            yield
-        self._progress = None
 
     def metrics(self, metrics: dict[str, Any]) -> None:
         """One logging interval's figures."""
-        text = _in_words(metrics)
-        if self._progress is not None:
-            self._progress.update(self._task, completed=metrics["step"], description=text)
-        elif self._due(metrics["step"]):
-            self.log(f"step {metrics['step']}/{self._total}  {text}")
-
-    def _due(self, step: int) -> bool:
-        """A log file wants a line every few seconds, not every few milliseconds."""
-        now = time.monotonic()
-        if now - self._last_line < 5 and step != self._total:
-            return False
-        self._last_line = now
-        return True
+        step, text = metrics["step"], _in_words(metrics)
+        # The bar itself shows how far the run is; a line in a file must tell.
+        self._update(step, self._total, text if self.console.is_terminal else f"step {step}/{self._total}  {text}")
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """One evaluator's result."""

@@ -1,4 +1,4 @@
-"""From a configuration to everything that a run is made of."""
+"""Build everything that a run is made of from its configuration."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import nn
 from sslkit import plugins
 from sslkit.augment.multi_view import numba_missing
 from sslkit.config.run import RunConfig
-from sslkit.data import Stores, make_loader, open_stores
+from sslkit.data import Loader, Stores, make_loader, open_stores
 from sslkit.data.loaders import workers
 from sslkit.errors import UserError
 from sslkit.machine import distributed
@@ -28,22 +28,63 @@ from sslkit.training.tune.timings import images_per_second
 
 
 def build(config: RunConfig, log: Callable[[str], None], execution: Execution | None = None) -> TrainingSetup:
-    """Data, views, method, optimizer and schedule, on their device; run in the fastest candidate that `tune` finds.
+    """Build all that a run is made of on its device, to be run in the fastest execution that `tune` finds.
 
-    `execution`: the candidate to run, where it is known already.
+    execution: the one to use, if it is known already. Raises UserError if the data or the batch do not fit the run.
     """
     device = pick_device(config.device)
-    _set_kernels(config.deterministic, device)
+    _set_determinism(config.deterministic, device)
     if device.type == "cpu" and config.kernels == "auto" and not numba_missing():
         # It takes seconds on a new machine, in which data can be packed and networks built.
         Thread(target=_compile_kernels, name="sslkit-kernels").start()
     # One process packs what is not packed yet; the others find it done.
     with distributed.main_first():
         stores = open_stores(config.data, config.eval_data, config.seed, log=log)
+    setup = _assemble(config, stores, device, log)
+    _choose_execution(setup, execution, log)
+    return setup
+
+
+def _assemble(config: RunConfig, stores: Stores, device: torch.device, log: Callable[[str], None]) -> TrainingSetup:
     torch.manual_seed(config.seed)
+    execution = usual(config, device)
     method = build_method(config, stores).to(device)
-    method.to(memory_format=usual(config, device).memory_format)
-    loader = make_loader(
+    method.to(memory_format=execution.memory_format)
+    loader = _make_loader(config, stores, device, log)
+    steps_per_epoch = _steps_per_epoch(config, loader)
+    optimizer = make_optimizer(
+        method, config.optimizer, scaled_lr(config.optimizer, config.batch_size * config.accumulate), method.constant_lr
+    )
+    return TrainingSetup(
+        config=config,
+        stores=stores,
+        loader=loader,
+        augmentation=_make_augmentation(config, stores, device),
+        method=method,
+        trained=method,
+        optimizer=optimizer,
+        schedule=make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        device=device,
+        execution=execution,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _choose_execution(setup: TrainingSetup, execution: Execution | None, log: Callable[[str], None]) -> None:
+    """Decide how the network, the views and the decoding threads run, and apply that in place."""
+    setup.execution = possible_here(execution, setup.device) if execution else tune(setup, log)
+    setup.execution.apply_to_augmentation(setup.augmentation)
+    if setup.config.workers == "auto":
+        workers.decide(setup.loader, images_per_second(setup), log, distributed.local_world())
+    # Only now: tune tries executions in each process by itself.
+    setup.method = _with_synchronised_norm(setup.method, setup.device)
+    setup.execution.apply(setup.method)
+    setup.trained = _in_step_with_others(setup.method, setup.config, setup.device)
+
+
+def _make_loader(config: RunConfig, stores: Stores, device: torch.device, log: Callable[[str], None]) -> Loader:
+    return make_loader(
         stores.pretrain,
         batch_size=_own_share(config),
         seed=config.seed,
@@ -54,47 +95,26 @@ def build(config: RunConfig, log: Callable[[str], None], execution: Execution | 
         world=distributed.world(),
         log=log,
     )
-    steps_per_epoch = loader.steps_per_epoch // config.accumulate
-    if steps_per_epoch == 0:
+
+
+def _steps_per_epoch(config: RunConfig, loader: Loader) -> int:
+    steps = loader.steps_per_epoch // config.accumulate
+    if steps == 0:
         raise UserError(
             f"one step takes batch_size × accumulate = {config.batch_size * config.accumulate} images, "
-            f"but the data has {len(stores.pretrain)}; lower one of them"
+            f"but the data has {len(loader.store)}; lower one of them"
         )
-    lr = scaled_lr(config.optimizer, config.batch_size * config.accumulate)
-    optimizer = make_optimizer(method, config.optimizer, lr, method.constant_lr)
-    schedule = make_schedule(optimizer, config.optimizer, steps_per_epoch * config.epochs, steps_per_epoch)
-    setup = TrainingSetup(
-        config=config,
-        stores=stores,
-        loader=loader,
-        augmentation=_make_augmentation(config, stores, device),
-        method=method,
-        trained=method,
-        optimizer=optimizer,
-        schedule=schedule,
-        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        device=device,
-        execution=usual(config, device),
-        steps_per_epoch=steps_per_epoch,
-    )
-    setup.execution = possible_here(execution, device) if execution else tune(setup, log)
-    setup.execution.apply_to_augmentation(setup.augmentation)
-    if config.workers == "auto":
-        workers.decide(loader, images_per_second(setup), log, distributed.local_world())
-    # Now that nothing is tried any more, which a process does alone.
-    setup.method = method = _with_synchronised_norm(method, device)
-    setup.execution.apply(method)
-    setup.trained = _in_step_with_others(method, config, device)
-    return setup
+    return steps
 
 
 def _make_augmentation(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:
-    recipe = plugins.find("augmentations", config.augment.name)
-    views = recipe(config.augment.options, stores.image_size, stores.mean, stores.std).to(device)
-    for part in multi_view_augmentations(views):
+    augmentation_class = plugins.find("augmentations", config.augment.name)
+    augmentation: nn.Module = augmentation_class(config.augment.options, stores.image_size, stores.mean, stores.std).to(
+        device
+    )
+    for part in multi_view_augmentations(augmentation):
         part.kernels = config.kernels
-    module: nn.Module = views
-    return module
+    return augmentation
 
 
 def _compile_kernels() -> None:
@@ -103,7 +123,7 @@ def _compile_kernels() -> None:
     cpu_kernels.prepare()
 
 
-def _set_kernels(deterministic: bool, device: torch.device) -> None:
+def _set_determinism(deterministic: bool, device: torch.device) -> None:
     if device.type != "cuda":
         return
     if deterministic:

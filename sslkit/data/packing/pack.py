@@ -14,7 +14,6 @@ from sslkit.data.images import RAW_UP_TO, Images, Mode
 from sslkit.data.packing.beton import JPEG, RAW, Beton, BetonWriter, Record, encode_jpeg
 from sslkit.data.packing.convert import Fit, to_square
 from sslkit.data.packing.processes import ordered_map_by_processes
-from sslkit.data.packing.progress import Report
 from sslkit.data.packing.store import Store, sidecar
 from sslkit.data.threads import ordered_map
 from sslkit.errors import UserError
@@ -38,7 +37,7 @@ def pack(
     jpeg_quality: int = 92,
     fit: Fit = "crop",
     max_skipped: float = 0.05,
-    progress: Report | None = None,
+    progress: Callable[[int, int], None] | None = None,
     workers: int = -1,
 ) -> Store:
     """Write `images` as squares of `size` pixels to `path`, whole or not at all, and open the result.
@@ -85,7 +84,7 @@ def _write(
     prepare: Callable[[Images, int], Record | str],
     size: int,
     max_skipped: float,
-    progress: Report | None,
+    progress: Callable[[int, int], None] | None,
     workers: int,
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """(names of the images written, (name, reason) of those skipped)."""
