@@ -1,0 +1,50 @@
+"""Docs describe the code as it is: its rooms, its layers, every path that a page names, and how to add to it."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")]
+
+
+def layers_of_the_contract():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    [contract] = [c for c in tool["importlinter"]["contracts"] if c["type"] == "layers"]
+    return [frozenset(re.findall(r"\w+", layer)) for layer in contract["layers"]]
+
+
+def test_the_rooms_are_the_packages():
+    table = PAGE.partition("## The rooms")[2].partition("\n## ")[0]
+    rooms = re.findall(r"^\| `(\w+)` \|", table, re.M)
+    assert sorted(rooms) == sorted(init.parent.name for init in ROOT.glob("sslkit/*/__init__.py"))
+
+
+def test_the_drawing_has_the_layers_of_the_import_contract():
+    drawn = [frozenset(re.findall(r"\w+", row)) for row in re.findall(r"^\| ((?:\w+[ |]*)+)\|   \w", PAGE, re.M)]
+    assert drawn == layers_of_the_contract()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_a_page_names_exists(page):
+    named = re.findall(r"`((?:sslkit|plugins|docs|tests|benchmarks|scripts|\.ci)/[\w./-]*)", page.read_text("utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_docs_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert [p.name for p in ROOT.glob("docs/*.md") if f"(docs/{p.name}" not in readme] == []
+
+
+def test_the_examples_of_contributing_keep_the_contracts():
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
+    names = {"__name__": "contributing"}
+    for example in examples:
+        exec(compile(example, "CONTRIBUTING.md", "exec"), names)
+    checks = [check for name, check in names.items() if name.startswith("test_")]
+    assert len(checks) == 3
+    for check in checks:
+        check()
