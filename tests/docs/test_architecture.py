@@ -48,3 +48,9 @@ def test_the_examples_of_contributing_keep_the_contracts():
     assert len(checks) == 3
     for check in checks:
         check()
+
+
+def test_the_glossary_is_in_order():
+    terms = re.findall(r"^\| ([^|]+) \| [^|]+ \|", (ROOT / "docs/glossary.md").read_text("utf-8"), re.M)[1:]
+    assert len(terms) > 50
+    assert terms == sorted(terms, key=str.lower)
