@@ -49,8 +49,10 @@ def sslkit(tmp_path, monkeypatch):
         monkeypatch.chdir(cwd or tmp_path)
         if env is not None:
             return run_alone(*words, env=env, cwd=cwd or tmp_path)
+        from sslkit import plugins
         from sslkit.cli.main import cli
 
+        plugins.add_commands(cli)
         result = CliRunner().invoke(cli, words, prog_name="sslkit")
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
