@@ -277,6 +277,8 @@ def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], A
         return getattr(import_module(module), attribute or name)
 
     def __dir__() -> list[str]:
-        return sorted(sys.modules[package].__all__)
+        # What is there already too: pluggy finds the hooks of a built-in package by its `dir`.
+        module = sys.modules[package]
+        return sorted({*vars(module), *module.__all__})
 
     return __getattr__, __dir__
