@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # One thread a worker: the tests' images are small, and threads that share a core wait for each other.
-# The tests of a file stay together, except for the long ones (tests/conftest.py).
+# The tests of a file stay together, except for the long ones (conftest.py).
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: setup demo test test-all lint

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.paths import PYTHONPATH, ROOT
 from PIL import Image
 
 SCALE = ROOT / "benchmarks" / "scale.py"
 
 
 def scale(folder, *words):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     command = [sys.executable, str(SCALE), "--small", "--device", "cpu", "--out", str(folder), *words]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=250, check=False)
 

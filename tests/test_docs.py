@@ -2,12 +2,11 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 SHORT = ["epochs=1", "evaluators.linear.epochs=2"]
 """Settings that make a command of the docs short; they replace the ones it names."""

@@ -5,11 +5,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.paths import PYTHONPATH, ROOT
 
 PYPROJECT = """
 [project]
@@ -93,7 +91,7 @@ def good(tmp_path_factory):
     source, site = tmp_path_factory.mktemp("tiny"), tmp_path_factory.mktemp("good")
     build(source, blocks("write-a-plugin.md"))
     install(site, source)
-    return {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    return {"PYTHONPATH": f"{site}{os.pathsep}{PYTHONPATH}"}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,7 @@ def bad(tmp_path_factory):
         build(folder, {"pyproject.toml": PYPROJECT.format(name=name, module=module), f"{module}.py": text})
         folders.append(folder)
     install(site, *folders)
-    return {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    return {"PYTHONPATH": f"{site}{os.pathsep}{PYTHONPATH}"}
 
 
 def test_list_shows_what_an_installed_package_brings(sslkit, good):
