@@ -1,1 +1,1 @@
-"""TrainingSetup that methods share: losses, heads, momentum encoders, queues, memory banks, health of features."""
+"""Building blocks of methods: losses, heads, momentum encoders, queues, memory banks, health of features."""

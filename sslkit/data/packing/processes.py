@@ -1,7 +1,7 @@
-"""Work in processes of their own, for what keeps the interpreter busy where threads would wait for one another.
+"""Worker processes for tasks that hold the interpreter lock, where threads would wait for one another.
 
-Neither forked, beside a live CUDA context, nor by multiprocessing, whose new processes run the caller's script once
-more: a script without `if __name__ == "__main__"` would begin again in each of them.
+They are neither forked, beside a live CUDA context, nor started by multiprocessing, whose new processes re-run the
+caller's script: one without `if __name__ == "__main__"` would start again in each of them.
 """
 
 import os
@@ -17,10 +17,10 @@ SERVE = "from sslkit.data.packing.processes import serve; serve()"
 
 
 class Processes:
-    """`count` Python processes that call functions for as many threads; a context that ends them."""
+    """`count` Python processes that call functions for as many threads; a context manager that ends them."""
 
     def __init__(self, count: int) -> None:
-        # The current folder is "" in a path.
+        # The current folder appears as "" in sys.path.
         places = os.pathsep.join(map(os.path.abspath, sys.path))
         command, environment = [sys.executable, "-P", "-c", SERVE], os.environ | {"PYTHONPATH": places}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -38,9 +38,9 @@ class Processes:
             process.communicate()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)` in whichever process is idle; all of it is pickled, the function by its name.
+        """Return `function(*arguments)`, called in an idle process; all of it is pickled, the function by its name.
 
-        Raises what it raises, and RuntimeError where the process has died, as of a lack of memory.
+        Raises what the function raises, and RuntimeError if the process has died, for example for lack of memory.
         """
         process = self._idle.get()
         try:
@@ -56,11 +56,11 @@ class Processes:
 
 
 def serve() -> None:
-    """What a helper does until its pipe closes: with the process that began it, however that ended."""
-    # Ctrl-C reaches all processes of a terminal; the first of them tells the others to end.
+    """Serve calls in a worker process until its pipe closes, which happens when the parent process ends."""
+    # Ctrl-C reaches all processes of a terminal; the parent process ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
-    # What a decoder prints must not get among the answers.
+    # Output printed by a decoder must not mix with the answers.
     os.dup2(2, 1)
     while True:
         try:
@@ -83,7 +83,7 @@ def _send(content: Any, pipe: IO[bytes]) -> None:
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    """Popen's, which its type says may be missing."""
+    """Narrow the type of Popen's pipes, which may be None."""
     if pipe is None:
-        raise ValueError("the process was begun without a pipe")
+        raise ValueError("the process was started without a pipe")
     return pipe

@@ -1,4 +1,4 @@
-"""How far a long preparation has come: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of a long preparation: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 import sys
 import time
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 SECONDS_BETWEEN_LINES = 10
 
 Report = Callable[[int, int], None]
-"""report(done, total): called often, shown seldom."""
+"""report(done, total): called often, displayed rarely."""
 
 
 @contextmanager
 def progress(title: str, unit: str = "images") -> Iterator[Report]:
-    """Gives a `Report` that draws on standard error."""
+    """Provide a `Report` that draws on standard error."""
     if not sys.stderr.isatty():
         yield _plain(title, unit)
         return
@@ -32,12 +32,12 @@ def progress(title: str, unit: str = "images") -> Iterator[Report]:
 
 
 def _plain(title: str, unit: str) -> Report:
-    said = time.monotonic()
+    last = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
             print(f"{title}: {done} of {total} {unit}", file=sys.stderr, flush=True)
 
     return report

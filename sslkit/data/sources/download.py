@@ -1,4 +1,4 @@
-"""Fetching an archive: checked against its checksum, and only the expected files are taken out of it."""
+"""Download of an archive: verified by checksum, and only the expected files are extracted."""
 
 import hashlib
 import tarfile
@@ -13,13 +13,13 @@ from sslkit.machine.atomic import replacing
 
 CHUNK = 1 << 20
 TIMEOUT = 30
-"""Seconds without a byte after which a server is given up."""
+"""Seconds without a byte after which a download fails."""
 
 
 def fetch_archive(url: str, md5: str, folder: Path, wanted: Collection[str]) -> None:
-    """Download a .tar.gz and put those of its files that are `wanted`, by base name, flat into `folder`.
+    """Download a .tar.gz and extract those of its files that are `wanted`, by base name, flat into `folder`.
 
-    Raises UserError where the network, the checksum or the archive fails.
+    Raises UserError if the network, the checksum or the archive fails.
     """
     try:
         with replacing(folder) as unpacked:
@@ -38,13 +38,13 @@ def fetch_archive(url: str, md5: str, folder: Path, wanted: Collection[str]) -> 
 def _download(url: str, md5: str, archive: Path) -> None:
     checksum = hashlib.md5(usedforsecurity=False)
     with (
-        urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
+        urllib.request.urlopen(url, timeout=TIMEOUT) as response,
         open(archive, "wb") as file,
         progress(f"downloading {PurePosixPath(url).name}", "MiB") as report,
     ):
-        total = int(answer.headers.get("Content-Length") or 0)
+        total = int(response.headers.get("Content-Length") or 0)
         done = 0
-        while chunk := answer.read(CHUNK):
+        while chunk := response.read(CHUNK):
             file.write(chunk)
             checksum.update(chunk)
             done += len(chunk)
