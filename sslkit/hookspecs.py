@@ -1,8 +1,8 @@
 """Every hook that a plugin can implement, and the two markers.
 
 A plugin is a module named in the entry-point group `sslkit`; it decorates functions with `hookimpl` and gives
-them the names below. `register(name, thing)` takes the thing itself or a `"module:Name"` string, which is
-imported only when somebody asks for that name.
+them the names below. `register(name, thing)` takes the object itself or a `"module:Name"` string, which is
+imported only when that name is used.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ def register_methods(register: Register) -> None:
 
 @hookspec
 def register_backbones(register: Register) -> None:
-    """Offer backbones: register("mynet", factory); factory(config) -> nn.Module without classifier;
-    one that takes a keyword image_size is told it.
+    """Offer backbones: register("mynet", factory); factory(config) -> nn.Module without classifier.
 
-    A name that ends in ":" takes what follows it: register("hub:", factory); factory(rest, config) -> nn.Module.
+    A factory with a keyword `image_size` is passed the image size. A name that ends in ":" binds what follows it:
+    register("hub:", factory); factory(rest, config) -> nn.Module.
     """
 
 
 @hookspec
 def register_augmentations(register: Register) -> None:
-    """Offer view recipes: register("simclr", SimCLRAugmentation), a subclass of sslkit.augment.Augmentation."""
+    """Offer augmentations: register("simclr", SimCLRAugmentation), a subclass of sslkit.augment.Augmentation."""
 
 
 @hookspec
@@ -58,14 +58,14 @@ def register_commands(cli: Any) -> None:
 
 @hookspec
 def run_started(run: Any) -> None:
-    """A run is built and its directory exists; nothing has been stepped."""
+    """Called when a run is built and its directory exists, before the first step."""
 
 
 @hookspec
 def run_logged(run: Any, step: int, metrics: dict[str, float]) -> None:
-    """Fresh metrics, already plain floats: once a logging interval and once an evaluation, never once a step."""
+    """Called with new metrics, already plain floats: once per logging interval and evaluation, never once per step."""
 
 
 @hookspec
 def run_finished(run: Any, error: BaseException | None) -> None:
-    """The run has ended; error is None, or the exception that ended it."""
+    """Called when the run has ended; error is None, or the exception that ended it."""

@@ -1,6 +1,6 @@
 """The plugin host: load built-ins, then installed plugins, and find any component by its name.
 
-Nothing heavy is imported here. A plugin that fails is told in one line (`problems()`) and costs nothing else.
+Nothing heavy is imported here. A plugin that fails is reported in one line (`problems()`) and has no other effect.
 """
 
 import ast
@@ -35,7 +35,7 @@ KINDS = ("methods", "backbones", "augmentations", "evaluators", "datasets", "tra
 
 @dataclass(frozen=True)
 class Component:
-    """One registered thing: what it is called, where it lives, who brought it."""
+    """One registered component: its kind and name, its target (the object or "module:Name"), and its origin."""
 
     kind: str
     name: str
@@ -44,7 +44,7 @@ class Component:
     distribution: str
 
     def load(self) -> Any:
-        """The thing itself, imported now if it was registered as "module:Name"."""
+        """Return the object itself, imported now if it was registered as "module:Name"."""
         if not isinstance(self.target, str):
             return self.target
         module, _, attribute = self.target.partition(":")
@@ -69,7 +69,7 @@ Catalog = dict[str, list[Component]]
 
 @dataclass
 class Host:
-    """The plugin manager, and what went wrong while loading."""
+    """The plugin manager, the components by kind and name, and the problems found while loading."""
 
     manager: pluggy.PluginManager
     distributions: dict[str, str]
@@ -79,7 +79,7 @@ class Host:
 
 @cache
 def host() -> Host:
-    """Load every plugin, once a process; SSLKIT_PLUGINS=a,b loads only those, empty loads none."""
+    """Load every plugin, once per process; SSLKIT_PLUGINS=a,b loads only those, empty loads none."""
     manager = pluggy.PluginManager("sslkit")
     manager.add_hookspecs(hookspecs)
     loaded = Host(manager, {}, [], {})
@@ -102,7 +102,7 @@ def host() -> Host:
 
 
 def problems() -> list[str]:
-    """One line for every broken plugin, misspelt hook and clash: cause and mend."""
+    """One line with cause and remedy for every broken plugin, misspelt hook and clash."""
     return host().problems
 
 
@@ -112,7 +112,7 @@ def hooks() -> Any:
 
 
 def components(kind: str) -> list[Component]:
-    """Every component of a kind, clashing ones included, sorted by name."""
+    """All components of a kind, including clashing ones, sorted by name."""
     return [c for name in sorted(host().catalogs[kind]) for c in host().catalogs[kind][name]]
 
 
@@ -121,10 +121,10 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Any:
-    """The component called `name`, imported.
+    """Return the component called `name`, imported.
 
     For a name registered with a trailing ":" (`timm:`), what follows is bound as the first argument.
-    Raises UserError if there is none (with suggestions), or if two distributions claim it.
+    Raises UserError if there is none (with suggestions), or if two distributions register it.
     """
     catalog = host().catalogs[kind]
     prefix = name.partition(":")[0] + ":"
@@ -136,7 +136,7 @@ def find(kind: str, name: str) -> Any:
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """Words of help for an unknown name: the closest known one, or all of them."""
+    """Return a hint for an unknown name: the closest known one, or all of them."""
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known) or 'none'}"
 
@@ -156,19 +156,19 @@ def add_commands(cli: Any) -> None:
 
 
 def _entry_points(loaded: Host) -> list[tuple[metadata.EntryPoint, str]]:
-    found = [(e, e.dist.name if e.dist else "?") for e in metadata.entry_points(group="sslkit")]
+    installed = [(e, e.dist.name if e.dist else "?") for e in metadata.entry_points(group="sslkit")]
     # An editable install next to its own source tree can list the same entry point twice.
-    found = sorted({(e.name, d): (e, d) for e, d in found}.values(), key=lambda pair: pair[0].name)
+    installed = sorted({(e.name, d): (e, d) for e, d in installed}.values(), key=lambda pair: pair[0].name)
     if "SSLKIT_PLUGINS" not in os.environ:
-        return found
-    wanted = [w.strip() for w in os.environ["SSLKIT_PLUGINS"].split(",") if w.strip()]
-    present = {name for e, d in found for name in (e.name, d)}
-    for word in wanted:
+        return installed
+    selected = [w.strip() for w in os.environ["SSLKIT_PLUGINS"].split(",") if w.strip()]
+    present = {name for e, d in installed for name in (e.name, d)}
+    for word in selected:
         if word not in present:
             loaded.problems.append(
                 f"SSLKIT_PLUGINS names {word!r}, which is not installed; {suggest(word, sorted(present))}"
             )
-    return [(e, d) for e, d in found if e.name in wanted or d in wanted]
+    return [(e, d) for e, d in installed if e.name in selected or d in selected]
 
 
 def _add(loaded: Host, name: str, distribution: str, plugin: ModuleType) -> None:
@@ -254,7 +254,7 @@ def _docstring(target: Any) -> str | None:
 
 @cache
 def _docstrings(module: str) -> dict[str, str | None]:
-    """Of the classes and functions of a module that is parsed, not run; none where it cannot be found or read."""
+    """Docstrings of the classes and functions of a module, parsed without running it; none if it cannot be read."""
     try:
         spec = find_spec(module)
         tree = ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
@@ -277,8 +277,8 @@ def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], A
         return getattr(import_module(module), attribute or name)
 
     def __dir__() -> list[str]:
-        # What is there already too: pluggy finds the hooks of a built-in package by its `dir`.
+        # The hooks too: pluggy finds those of a built-in package by its `dir`.
         module = sys.modules[package]
-        return sorted({*vars(module), *module.__all__})
+        return sorted([*module.__all__, *(name for name in vars(module) if name.startswith("register_"))])
 
     return __getattr__, __dir__

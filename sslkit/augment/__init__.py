@@ -1,9 +1,9 @@
 """Augmentations: uint8 images in, normalised float views out, on the device of the images.
 
-`base.py` holds the contract, `multi_view.py` the augmentation that all built-in ones derive from, `builtin.py` those,
-`transforms.py` the settings and random parameters of a transform. The parameters drawn for a batch (`parameters.py`)
-are applied by the plain operations of `ops.py`, the reference, or on the CPU by the kernels of `cpu_kernels.py`,
-several times faster.
+`base.py` holds the contract, `multi_view.py` the base class of all built-in augmentations, `builtin.py` those,
+`transforms.py` the settings and random parameters of each transform. The parameters drawn for a batch
+(`parameters.py`) are applied by the plain operations of `ops.py`, the reference implementation, or on the CPU by the
+kernels of `cpu_kernels.py`, which are several times faster.
 """
 
 from typing import TYPE_CHECKING, Any

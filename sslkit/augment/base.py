@@ -1,27 +1,27 @@
-"""The contract of a view recipe: a module that turns a uint8 batch into normalised float views."""
+"""The contract of an augmentation: a module that turns a uint8 batch into normalised float views."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sslkit.config.base import Config as ComponentConfig
+from sslkit.config.base import Config
 
 Triple = tuple[float, float, float]
 
 
 class Augmentation(nn.Module):
-    """Base of every view recipe.
+    """Base of every augmentation.
 
     `image_size` is the height and width of a full-size view in pixels; `mean` and `std` normalise its
     channels, in units where white is 1.
     """
 
-    class Config(ComponentConfig):
-        """What `augment.<field>=` accepts."""
+    class Config(Config):
+        """Settings of an augmentation, given as `augment.<field>=`."""
 
     n_views: int
-    """V, the number of views at full size."""
+    """V, the number of full-size views."""
 
     def __init__(self, config: Any, image_size: int, mean: Triple, std: Triple) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class Augmentation(nn.Module):
         self.std = std
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Views of a batch, full-size ones first.
+        """Return views of a batch, full-size ones first.
 
         images: uint8 [B, 3, H, W], on any device; never modified.
-        generator: decides all randomness, on the device of the images or the CPU; None: torch's global one.
-        Returns one float32 tensor [V*B, 3, h, w] a resolution, view blocks in order (view i is
-        `chunk(V)[i]`), normalised, channels_last.
+        generator: source of all randomness, on the device of the images or the CPU; None: torch's global generator.
+        Returns one float32 tensor [V*B, 3, h, w] per resolution, in blocks of views (view i is `chunk(V)[i]`),
+        normalised, channels_last.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward")

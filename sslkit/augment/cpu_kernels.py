@@ -1,7 +1,7 @@
-"""All transforms of a view while it lies in a core's cache: numba kernels for the CPU, equal to those of `ops.py`.
+"""Numba kernels for the CPU that apply all transforms to a view while it is in cache; equal to those of `ops.py`.
 
-`render` deals the views out to threads, `_render` makes some of them one after another; below it stand the
-transforms, each on one image of three planes. Arithmetic is float32 throughout, which is why numbers are wrapped.
+`render` distributes the views over threads, `_render` renders a range of them one after another; the transforms
+follow, each on one image of three planes. Arithmetic is float32 throughout, so numeric constants are wrapped.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 
 PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 CHUNKS_A_THREAD = 4
-"""Views differ in cost: threads that take several small shares end together."""
+"""Views differ in cost, so threads that take several small chunks finish at about the same time."""
 
 _ZERO, _ONE, _HALF, _SIX, _TWO = (np.float32(n) for n in (0, 1, 0.5, 6, 2))
 _THIRD_TURNS = tuple(np.float32(n) for n in (1 / 2, 1 / 6, -1 / 6))
@@ -31,21 +31,21 @@ _RED, _GREEN, _BLUE = (np.float32(n) for n in LUMA)
 _UNIT = np.float32(1 / 255)
 _TINY = np.float32(1e-12)
 _NEGLIGIBLE = np.float32(1e-8)
-"""A weight of a blur, relative to that of its middle, that float32 does not see."""
+"""Weight of a blur, relative to the central one, below which float32 is not affected."""
 
-# Nothing here is infinite or not a number, and a product and a sum may be one instruction. Sums are never reordered:
-# how would depend on what a compiler saw, and a run must be the same in the process that compiled and in the next.
+# No value here is infinite or NaN, and a product and a sum may be fused. Sums are never reordered: the order would
+# depend on the compiler, and a run must give the same result in the process that compiled as in the next.
 _FLAGS = {"nnan", "ninf", "nsz", "contract"}
 
 
 def _kernel(fastmath: Any) -> Callable[[Any], Any]:
     def compiled(function: Any) -> Any:
-        how = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+        options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
         try:
-            return numba.njit(cache=True, **how)(function)
+            return numba.njit(cache=True, **options)(function)
         except RuntimeError:
-            # No folder to keep compiled code in, as in a container without a home: every process compiles.
-            return numba.njit(**how)(function)
+            # Without a folder for compiled code, as in a container without a home directory, every process compiles.
+            return numba.njit(**options)(function)
 
     return compiled
 
@@ -54,7 +54,7 @@ _jit, _exact = _kernel(_FLAGS), _kernel(False)
 
 
 def render(images: Tensor, drawn: Parameters, size: int, mean: Triple, std: Triple) -> Tensor:
-    """The views that `parameters.render_plain` makes of the same arguments, to 1e-4 of white, channels_last."""
+    """Render the views that `parameters.render_plain` gives for the same arguments, to 1e-4 of white, channels_last."""
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     count = len(drawn.boxes)
     out = torch.empty(count, 3, size, size, memory_format=torch.channels_last)
@@ -77,9 +77,9 @@ def render(images: Tensor, drawn: Parameters, size: int, mean: Triple, std: Trip
 
 
 def prepare() -> None:
-    """Compile the kernels, or load what an earlier process compiled: seconds, once a machine and version."""
-    one = Parameters(boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
-    render(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), one, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    """Compile the kernels, or load what an earlier process compiled; takes seconds, once per machine and version."""
+    identity = Parameters(boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    render(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), identity, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @cache
@@ -88,13 +88,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _arrays(drawn: Parameters, aspect: float) -> tuple[Any, ...]:
-    """What was drawn, as arrays of one type each; empty for a transform that is not taken."""
+    """Convert the parameters to arrays, each of a fixed type; empty for a transform that is not applied."""
     affine = None
     if drawn.rotation is not None:
         affine = inverse_affine(*drawn.rotation, aspect if drawn.shared is None else 1.0).view(-1, 6)
     factors, order = drawn.factors, drawn.order
     if factors is not None and order is not None and factors.shape[1] == HUE:
-        # A turn of 0 in the last place changes nothing.
+        # A hue shift of 0, applied last, changes nothing.
         factors, order = torch.nn.functional.pad(factors, (0, 1)), torch.nn.functional.pad(order, (0, 1), value=HUE)
     return (
         _floats(drawn.shared, 4),
@@ -139,7 +139,7 @@ def _render(
     inverse_std,
     out,
 ):
-    """Views `start` to `stop`; an empty array means that its transform is never taken."""
+    """Render views `start` to `stop`; an empty array means that its transform is not applied."""
     size = out.shape[1]
     planes, spare = np.empty((3, size * size), np.float32), np.empty(size * size, np.float32)
     weights = np.empty(kernel_size // 2 + 1, np.float32)
@@ -164,7 +164,7 @@ def _render(
 
 @_jit
 def _source(pixels, shared, image, size):
-    """float32 [H, W, 3] in [0, 1]: the image, or its shared box at the size of the views."""
+    """Return float32 [H, W, 3] in [0, 1]: the image, or its shared crop at the size of the views."""
     if len(shared) > 0:
         planes = np.empty((3, size * size), np.float32)
         _resized_crop(pixels, _UNIT, shared[image], False, size, planes)
@@ -183,7 +183,7 @@ def _source(pixels, shared, image, size):
 
 @_exact
 def _affine(source, inverse, padding):
-    """Bilinear, the whole image by its normalised coordinates, as `grid_sample` without aligned corners."""
+    """Resample the whole image bilinearly in normalised coordinates, as `grid_sample` without aligned corners."""
     height, width = source.shape[0], source.shape[1]
     out = np.empty(source.shape, np.float32)
     for y in range(height):
@@ -209,7 +209,7 @@ def _affine(source, inverse, padding):
 
 @_exact
 def _reflected(position, length):
-    """At the outer edges of the first and the last pixel."""
+    """Reflect a coordinate at the outer edges of the first and the last pixel."""
     distance = abs(position + 0.5) % (2 * length)
     inside = distance if distance < length else 2 * length - distance
     return min(max(inside - 0.5, 0), length - 1)
@@ -217,12 +217,12 @@ def _reflected(position, length):
 
 @_jit
 def _resized_crop(source, unit, box, mirrored, size, planes):
-    """source: [H, W, 3], times `unit` in [0, 1]. Down first, where whole rows are added, then across."""
+    """Crop and resize source [H, W, 3], in [0, 1] after `unit`: vertically by whole rows, then horizontally."""
     height, width = source.shape[0], source.shape[1]
     top, rows, row_weights = _taps(box[0], box[2], False, height, size)
     left, columns, column_weights = _taps(box[1], box[3], mirrored, width, size)
     flat = source.reshape(height, width * 3)
-    # One pixel more: where the last one alone counts, the next is read with weight 0.
+    # One extra pixel: where only the last pixel counts, its neighbour is read with weight 0.
     line = np.zeros(width * 3 + 3, np.float32)
     first, last = 3 * int(np.floor(box[1])), 3 * min(width, int(np.ceil(box[1] + box[3])))
     for y in range(size):
@@ -240,7 +240,7 @@ def _resized_crop(source, unit, box, mirrored, size, planes):
 
 @_jit
 def _across(line, left, counts, weights, red, green, blue):
-    """Two taps, all there are where nothing is made smaller, are worth a loop of their own."""
+    """Resample one row; the first two taps, which are all unless the crop is shrunk, have a fast loop of their own."""
     for x in range(len(red)):
         taps = line[3 * left[x] : 3 * left[x] + 6]
         first, second = weights[x, 0], weights[x, 1]
@@ -257,7 +257,7 @@ def _across(line, left, counts, weights, red, green, blue):
 
 @_jit
 def _taps(start, length, mirrored, source, size):
-    """First source pixel [size], number of them [size] and their weights [size, most] of every output pixel."""
+    """Return first source pixel [size], number of them [size] and weights [size, most] of every output pixel."""
     scale = length / size
     reach = max(scale, 1.0)
     most = int(np.ceil(2 * reach)) + 1
@@ -293,7 +293,7 @@ def _jitter(planes, factors, order):
 
 @_jit
 def _blend(red, green, blue, keep, transform):
-    """Brightness mixes with black, contrast with the mean luma, saturation with each pixel's own."""
+    """Blend with black for brightness, with the mean luma for contrast, with each pixel's luma for saturation."""
     constant = (_ONE - keep) * _mean_luma(red, green, blue) if transform == CONTRAST else _ZERO
     to_gray = _ONE - keep if transform == SATURATION else _ZERO
     for i in range(len(red)):
@@ -306,7 +306,7 @@ def _blend(red, green, blue, keep, transform):
 
 @_jit
 def _mean_luma(red, green, blue):
-    """Sixteen sums side by side, for SIMD, and then their sum."""
+    """Mean luma, accumulated in sixteen partial sums for SIMD."""
     sums = np.zeros(16, np.float32)
     whole = len(red) - len(red) % 16
     for start in range(0, whole, 16):
@@ -323,7 +323,7 @@ def _mean_luma(red, green, blue):
 
 @_jit
 def _turn_hue(red, green, blue, turn):
-    """As `ops.turn_hue`: without branches, for SIMD."""
+    """Shift the hue as `ops.turn_hue` does, without branches, for SIMD."""
     for i in range(len(red)):
         r, g, b = red[i], green[i], blue[i]
         high = max(max(r, g), b)
@@ -338,7 +338,7 @@ def _turn_hue(red, green, blue, turn):
 
 @_jit
 def _at_hue(high, chroma, distance):
-    # Cutting off the fraction of a positive number is what SIMD has; floor is not.
+    # SIMD can truncate a positive number, but has no floor.
     distance = abs(distance + _TWO - np.float32(np.int32(distance + _TWO + _HALF)))
     return high - chroma * min(max(_TWO - _SIX * distance, _ZERO), _ONE)
 
@@ -352,7 +352,7 @@ def _grayscale(planes):
 
 @_jit
 def _blur(planes, sigma, weights, size, spare):
-    """Down, then across; borders reflected. `weights` is room for those of each distance from the middle."""
+    """Blur vertically, then horizontally, with reflected borders; `weights` is a buffer, one entry per distance."""
     total, reach = _gaussian(sigma, weights)
     if reach == 0:
         return
@@ -374,7 +374,7 @@ def _blur_plane(plane, weights, reach, size, spare):
 
 @_jit
 def _gaussian(sigma, weights):
-    """Fill in the weights; returns the sum over both sides, and the farthest distance that counts."""
+    """Fill in the weights; return their sum over both sides and the largest distance that counts."""
     total, reach = _ONE, 0
     weights[0] = _ONE
     for d in range(1, len(weights)):
@@ -418,7 +418,7 @@ def _add_pair(out, weight, one, other):
 
 @_jit
 def _pad(row, reach, line):
-    """The row with its ends mirrored, without their last pixel."""
+    """Copy the row into `line`, padded at both ends by reflection without repeating the end pixels."""
     size = len(row)
     for x in range(size):
         line[reach + x] = row[x]
@@ -429,7 +429,7 @@ def _pad(row, reach, line):
 
 @_jit
 def _finish(planes, solarized, threshold, mean, inverse_std, out):
-    """Solarize, normalise, and put the channels last."""
+    """Solarize, normalise, and write with channels last."""
     if solarized:
         for c in range(3):
             for i in range(planes.shape[1]):

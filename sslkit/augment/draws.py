@@ -9,7 +9,7 @@ Probability = float | tuple[float, ...]
 class Draws:
     """Uniform numbers and masks for V views of B images, rows in the order of the stacked views.
 
-    A CPU generator also serves images on another device; what it draws is copied there.
+    A CPU generator also serves images on another device; the numbers drawn are copied there.
     """
 
     def __init__(self, views: int, images: int, device: torch.device, generator: torch.Generator | None = None) -> None:
@@ -19,11 +19,11 @@ class Draws:
         self.generator = generator
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """[V*B], uniform in [low, high)."""
+        """Return numbers [V*B], uniform in [low, high)."""
         return self.table(1, low, high)[:, 0]
 
     def table(self, columns: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """[V*B, columns], uniform in [low, high)."""
+        """Return numbers [V*B, columns], uniform in [low, high)."""
         return self._numbers(columns) * (high - low) + low
 
     def _numbers(self, columns: int) -> Tensor:
@@ -31,22 +31,22 @@ class Draws:
         return torch.rand(self.views * self.images, columns, generator=self.generator, device=device).to(self.device)
 
     def mask(self, p: Probability) -> Tensor:
-        """bool [V*B], true with probability p, or with one probability a view."""
-        # Python numbers go along with the kernel launch; a tensor of them would be a copy to the device.
+        """Return bool [V*B], true with probability p, or with one probability per view."""
+        # Python numbers are passed with the kernel launch; a tensor of them would be a copy to the device.
         chances = self.uniform().view(self.views, self.images)
         return torch.cat([row < q for row, q in zip(chances, per_view(p, self.views))])
 
 
 class PresampledDraws(Draws):
-    """Deals out the columns of one table [V*B, ...] that was drawn in one go, from left to right.
+    """Hands out the columns of one table [V*B, ...] of numbers drawn in advance, from left to right.
 
-    What follows from the numbers is then a pure function of a tensor, which a compiler can take as a whole.
+    The parameters are then a pure function of a tensor, which can be compiled as a whole.
     """
 
     def __init__(self, views: int, numbers: Tensor) -> None:
         super().__init__(views, len(numbers) // views, numbers.device)
         self.used_columns = 0
-        """Columns used so far."""
+        """Number of columns used so far."""
         self._table = numbers
 
     def _numbers(self, columns: int) -> Tensor:
@@ -55,5 +55,5 @@ class PresampledDraws(Draws):
 
 
 def per_view(p: Probability, views: int) -> tuple[float, ...]:
-    """One probability a view."""
+    """Return one probability per view."""
     return p if isinstance(p, tuple) else (p,) * views

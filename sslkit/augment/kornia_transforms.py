@@ -1,4 +1,4 @@
-"""Any augmentation of kornia as a transform, by its class name."""
+"""Any kornia augmentation as a transform, by its class name."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from sslkit.plugins import suggest
 
 
 def _by_name(value: Any) -> list[dict[str, dict[str, Any]]]:
-    """["RandomPerspective", {"RandomErasing": {"p": 0.3}}] to a list of {name: options}, each tried out."""
+    """Convert ["RandomPerspective", {"RandomErasing": {"p": 0.3}}] to a list of {name: options}, checking each."""
     if not isinstance(value, list | tuple):
         raise ValueError("must be a list, such as [RandomPerspective, {RandomErasing: {p: 0.3}}]")
     return [dict([_checked(item)]) for item in value]
@@ -37,17 +37,20 @@ Extra = Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(_by_nam
 
 
 def build(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """kornia.augmentation.<name>(**options); lists count as tuples. Raises ValueError with the mend."""
-    known = _known()
-    if name not in known:
-        raise ValueError(f"kornia.augmentation has no image augmentation {name!r}; {suggest(name, sorted(known))}")
+    """Return kornia.augmentation.<name>(**options), with lists converted to tuples.
+
+    Raises ValueError, which states the remedy, if there is no such augmentation or it rejects the options.
+    """
+    available = _augmentations()
+    if name not in available:
+        raise ValueError(f"kornia.augmentation has no image augmentation {name!r}; {suggest(name, sorted(available))}")
     try:
-        return known[name](**{str(key): _tuples(value) for key, value in options.items()})
+        return available[name](**{str(key): _tuples(value) for key, value in options.items()})
     except Exception as error:
         raise ValueError(f"kornia's {name} does not take {dict(options)}: {' '.join(str(error).split())}") from error
 
 
-def _known() -> dict[str, type[nn.Module]]:
+def _augmentations() -> dict[str, type[nn.Module]]:
     import kornia.augmentation as kornia
 
     kinds = (kornia.IntensityAugmentationBase2D, kornia.GeometricAugmentationBase2D)
@@ -63,9 +66,9 @@ def _tuples(value: Any) -> Any:
 
 
 class KorniaTransforms(nn.Sequential):
-    """kornia augmentations in a row, on float [N, 3, size, size] in [0, 1].
+    """kornia augmentations in sequence, on float [N, 3, size, size] in [0, 1].
 
-    Raises UserError if one cannot run on such images or changes their size.
+    Raises UserError if one of them fails on such images or changes their size.
     """
 
     def __init__(self, transforms: tuple[dict[str, dict[str, Any]], ...], size: int) -> None:
@@ -81,7 +84,7 @@ class KorniaTransforms(nn.Sequential):
 
 def _try_out(transform: nn.Module, size: int) -> None:
     name = type(transform).__name__
-    # Enough images that some are taken even where p is small.
+    # Enough images that some are transformed even if p is small.
     images = torch.full((16, 3, size, size), 0.5)
     try:
         with _seeded(images.device, torch.Generator()):
@@ -100,13 +103,13 @@ def _try_out(transform: nn.Module, size: int) -> None:
 
 @contextmanager
 def _seeded(device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
-    """kornia draws from torch's global generators: seed them from `generator`, and put them back."""
+    """Seed torch's global generators, from which kornia draws, from `generator`, and restore them afterwards."""
     if generator is None:
         yield
         return
     seed = _next_seed(generator)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # torch.manual_seed would also seed the other GPUs, which are not put back.
+        # torch.manual_seed would also seed the other GPUs, which are not restored.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)
@@ -114,6 +117,6 @@ def _seeded(device: torch.device, generator: torch.Generator | None) -> Iterator
 
 
 def _next_seed(generator: torch.Generator) -> int:
-    # A generator's state lies on the host even for CUDA: unlike a drawn number it needs no synchronisation.
+    # A generator's state is on the host even for CUDA, so reading it needs no synchronisation, unlike a drawn number.
     state = generator.get_state().numpy().tobytes()
     return int.from_bytes(hashlib.blake2b(state, digest_size=7).digest())

@@ -1,4 +1,4 @@
-"""The recipe that all built-in ones are made of: named transforms in a fixed order."""
+"""The augmentation that all built-in ones derive from: named transforms in a fixed order."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -23,46 +23,44 @@ Kernels = Literal["auto", "plain"]
 class MultiViewAugmentation(Augmentation):
     """Views by named transforms: shared, rotate, crop, flip, jitter, grayscale, blur, solarize, extra, normalise.
 
-    A recipe is a subclass whose Config gives other defaults. A transform with p=0 in every view costs nothing.
+    An augmentation is a subclass whose Config gives other defaults. A transform with p=0 in every view costs nothing.
     """
 
     class Config(Augmentation.Config):
-        """What `augment.<field>=` accepts."""
-
         views: int = Field(default=2, ge=1)
         """Number of views of each image."""
         shared: Crop = Crop(p=0.0)
-        """Random box that all views of an image are made of, resized to their size: p, scale, ratio."""
+        """Random crop, resized to the size of a view, that all views of an image are taken from: p, scale, ratio."""
         crop: Crop = Crop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-        """Random box: p, scale, ratio."""
+        """Random crop: p, scale, ratio."""
         flip: Flip = Flip()
-        """Mirror left and right: p."""
+        """Flip horizontally: p."""
         rotate: Rotate = Rotate()
-        """Rotate and slant: p, degrees, shear, padding."""
+        """Rotate and shear: p, degrees, shear, padding."""
         jitter: Jitter = Jitter()
-        """Change colours: p, brightness, contrast, saturation, hue, strength."""
+        """Jitter the colours: p, brightness, contrast, saturation, hue, strength."""
         grayscale: Grayscale = Grayscale()
-        """Drop the colour: p."""
+        """Remove the colour: p."""
         blur: Blur = Blur()
         """Gaussian blur: p, sigma, kernel."""
         solarize: Solarize = Solarize()
-        """Invert what is bright: p, threshold."""
+        """Invert bright values: p, threshold."""
         either: Probability | None = None
-        """Probability that a view is cropped and keeps its colours, not the reverse; null: both at once."""
+        """Probability that a view is cropped and keeps its colours, instead of the reverse; null: both apply."""
         extra: Extra = ()
-        """Augmentations of kornia, after the others: [RandomPerspective, {RandomErasing: {p: 0.3}}]."""
+        """kornia augmentations, after the other transforms: [RandomPerspective, {RandomErasing: {p: 0.3}}]."""
 
         @classmethod
         def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-            """A subclass that only changes a default keeps the help text."""
+            """Inherit the help text of a field for which a subclass only changes the default."""
             for name, field in cls.model_fields.items():
                 inherited = [base.model_fields.get(name) for base in cls.__mro__[1:] if hasattr(base, "model_fields")]
                 field.description = field.description or next((f.description for f in inherited if f), None)
 
         @model_validator(mode="before")
         @classmethod
-        def _keep_the_rest(cls, given: Any) -> Any:
-            """What is not given of a transform stays as this recipe has it, not as the transform's class does."""
+        def _complete_transforms(cls, given: Any) -> Any:
+            """Fill in a transform given in part from this augmentation's defaults instead of the transform class's."""
             if not isinstance(given, Mapping):
                 return given
             return {name: _over_default(cls.model_fields.get(name), value) for name, value in given.items()}
@@ -84,17 +82,17 @@ class MultiViewAugmentation(Augmentation):
         self.n_views = config.views
         self.extra = KorniaTransforms(config.extra, image_size)
         self.kernels: Kernels = "auto"
-        """auto: numba's for images on the CPU, and those that `compile` made elsewhere; plain: none."""
+        """auto: numba on the CPU, and the result of `compile` elsewhere; plain: neither."""
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
         self._columns = self._count_columns()
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """One tensor [V*B, 3, image_size, image_size]; see `Augmentation.forward`."""
+        """Return one tensor [V*B, 3, image_size, image_size]; see `Augmentation.forward`."""
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, not {images.dtype}")
         numbers = self._numbers(images, generator)
-        # Half precision has too few grey levels, and autocast would do the matrix products in it.
+        # Half precision has too few grey levels, and autocast would compute the matrix products in it.
         with torch.autocast(images.device.type, enabled=False):
             views = self._renderer(images.device)(images, numbers)
             if self.extra:
@@ -102,11 +100,11 @@ class MultiViewAugmentation(Augmentation):
         return [views]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile all of a batch's operations as one, for devices other than the CPU; arguments as `torch.compile`."""
+        """Compile all of a batch's operations into one, except on the CPU; arguments as in `torch.compile`."""
         self._compiled = torch.compile(self._plain, *args, dynamic=False, **kwargs)
 
     def compile_no_longer(self) -> None:
-        """Take back what `compile` did."""
+        """Undo `compile`."""
         self._compiled = None
 
     def _renderer(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
@@ -117,7 +115,7 @@ class MultiViewAugmentation(Augmentation):
         return self._plain
 
     def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Parameters:
-        """The parameters that `forward` of the same arguments would apply."""
+        """Return the parameters that `forward` would apply given the same arguments."""
         return self._drawn(images, self._numbers(images, generator))
 
     def _numbers(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -136,11 +134,11 @@ class MultiViewAugmentation(Augmentation):
 
     @property
     def _normalisation(self) -> tuple[Triple, Triple]:
-        """Mean and deviation; what kornia changes is normalised after that."""
+        """Mean and deviation; with kornia transforms the identity, because their output is normalised afterwards."""
         return ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if self.extra else (self.mean, self.std)
 
     def _sample(self, draws: Draws, height: int, width: int) -> Parameters:
-        """Parameters of the views of images of height × width pixels."""
+        """Draw the parameters of the views of images of height × width pixels."""
         config = self.config
         cropped = None if config.either is None else draws.mask(config.either)
         shared = None
@@ -169,7 +167,7 @@ class MultiViewAugmentation(Augmentation):
         return any(per_view(transform.p, self.n_views))
 
     def _count_columns(self) -> int:
-        """Random numbers a view takes, found out by a try with more than enough of them."""
+        """Count the random numbers that a view takes, in a trial with more than enough of them."""
         draws = PresampledDraws(self.n_views, torch.zeros(self.n_views, 1000))
         self._sample(draws, self.image_size, self.image_size)
         return draws.used_columns
@@ -177,7 +175,7 @@ class MultiViewAugmentation(Augmentation):
 
 @cache
 def numba_missing() -> bool:
-    """Whether numba, which compiles the CPU's kernels, cannot be used here: not there, or not with this numpy."""
+    """Return True if numba, which compiles the CPU kernels, is not installed or does not support this numpy."""
     try:
         import_module("numba")
     except ImportError:

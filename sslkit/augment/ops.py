@@ -1,8 +1,8 @@
-"""Image operations at given parameters, one set an image: plain batched torch on any device, no host sync.
+"""Image operations with given parameters, one set per image: plain batched torch on any device, no host sync.
 
-Images are float [N, 3, H, W] in [0, 1] and are never modified. The operations return tensors whose memory is
-ordered channel, image, row, column: each channel is one contiguous block, which is what pointwise colour
-arithmetic is fastest on. `normalize`, the last, returns channels_last.
+Images are float [N, 3, H, W] in [0, 1] and are never modified. The operations return tensors with memory
+ordered channel, image, row, column: each channel is one contiguous block, which is the fastest layout for pointwise
+colour arithmetic. `normalize`, the last, returns channels_last.
 """
 
 import math
@@ -19,7 +19,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] to float32 in [0, 1]; TypeError for any other type, whose range is unknown."""
+    """Convert uint8 [N, 3, H, W] to float32 in [0, 1]; TypeError for any other type, whose range is unknown."""
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8, not {images.dtype}")
     planes = images.transpose(0, 1).contiguous().to(torch.float32).div_(255)
@@ -27,10 +27,10 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor | None, size: int) -> Tensor:
-    """Crop a box out of every image, resize it to size × size and mirror it where `flip` says so.
+    """Crop a box out of every image, resize it to size × size and flip it horizontally where `flip` is true.
 
     boxes: float [V*N, 4], rows of top, left, height, width in pixels; image i has the rows i, N+i, 2N+i ...
-    flip: bool [V*N], or None to mirror nothing. Returns [V*N, 3, size, size].
+    flip: bool [V*N], or None to flip nothing. Returns [V*N, 3, size, size].
     Equal to torchvision's `resized_crop(antialias=True)`: resampling is linear and separable, so it is two
     batched matrix products. In TF32 these round to about a quarter of a grey level.
     """
@@ -41,7 +41,7 @@ def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor | None, size: int) 
 
 
 def _resize_matrix(start: Tensor, length: Tensor, flip: Tensor | None, source: int, size: int) -> Tensor:
-    """[N, size, source]: what output pixels take of source pixels (triangle filter, rows sum to 1)."""
+    """Return [N, size, source], the weights of source pixels in each output pixel (triangle filter, rows sum to 1)."""
     start, scale = start[:, None], length[:, None] / size
     outputs = torch.arange(size, device=start.device) + 0.5
     inputs = torch.arange(source, device=start.device) + 0.5
@@ -55,19 +55,19 @@ def _resize_matrix(start: Tensor, length: Tensor, flip: Tensor | None, source: i
 
 
 def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows [V*N, h, H] · image [N, 3, H, W] · columns [V*N, w, W] transposed."""
+    """Multiply rows [V*N, h, H] · image [N, 3, H, W] · columns [V*N, w, W] transposed."""
     rows = rows.unflatten(0, (-1, len(images))).transpose(0, 1)
     columns = columns.unflatten(0, (-1, len(images))).permute(1, 0, 3, 2)
-    # The rows of all views of an image in one product: a product for each would first copy the image for each.
+    # One product for the rows of all views of an image: a product per view would first copy the image for each.
     stacked, shape = rows.flatten(1, 2), rows.shape[1:3]
     planes = [((stacked @ plane).unflatten(1, shape) @ columns).transpose(0, 1) for plane in images.unbind(1)]
     return torch.stack(planes).flatten(1, 2).transpose(0, 1)
 
 
 def affine(images: Tensor, angle: Tensor, shear: Tensor, padding: str = "zeros") -> Tensor:
-    """Rotate about the centre (degrees, clockwise) after slanting the rows (degrees); both float [N].
+    """Rotate about the centre (degrees, clockwise) after shearing the rows (degrees); both float [N].
 
-    padding: "zeros", "border" or "reflection", what lies outside the image. Bilinear, at the source's size.
+    padding: "zeros", "border" or "reflection", the values outside the image. Bilinear, at the source's size.
     Equal to torchvision's `affine(angle, translate=[0, 0], scale=1, shear=[shear, 0])`.
     """
     inverse = inverse_affine(angle, shear, images.shape[3] / images.shape[2])
@@ -75,7 +75,7 @@ def affine(images: Tensor, angle: Tensor, shear: Tensor, padding: str = "zeros")
 
 
 def _grid(inverse: Tensor, height: int, width: int) -> Tensor:
-    """[N, H, W, 2]: as `F.affine_grid`, whose matrix product would be in TF32 on a GPU: a hundredth of a pixel off."""
+    """Return [N, H, W, 2] as `F.affine_grid`, whose product in TF32 on a GPU is off by a hundredth of a pixel."""
     across = (torch.arange(width, device=inverse.device) + 0.5) * (2 / width) - 1
     down = ((torch.arange(height, device=inverse.device) + 0.5) * (2 / height) - 1)[:, None]
     to_x, to_y, shift = inverse[..., None, None].unbind(2)
@@ -83,7 +83,7 @@ def _grid(inverse: Tensor, height: int, width: int) -> Tensor:
 
 
 def inverse_affine(angle: Tensor, shear: Tensor, aspect: float) -> Tensor:
-    """[N, 2, 3]: from a place in the rotated image to that in the source, both in [-1, 1]; aspect: width / height."""
+    """Return [N, 2, 3], from positions in the rotated image to the source, both in [-1, 1]; aspect: width / height."""
     angle, slant = torch.deg2rad(angle), torch.tan(torch.deg2rad(shear))
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     rows = [cos - sin * slant, (cos * slant + sin) / aspect, zero, -sin * aspect, cos, zero]
@@ -94,12 +94,12 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue in each image's own order, as torchvision's `adjust_*`.
 
     factors: float [N, 4], columns as the constants above: three factors of which 1 changes nothing, and a
-    turn of hue in [-0.5, 0.5]. order: int64 [N, 4], rows are permutations of the columns.
-    With three columns in both, hue stays as it is.
+    hue shift in [-0.5, 0.5]. order: int64 [N, 4], rows are permutations of the columns.
+    With three columns in both, hue is unchanged.
 
-    The first three are all `f·x + g·gray(x) + m·mean(gray(x))`, clamped, so one arithmetic serves images that
-    are at different operations. Hue is dear and done once, with three turns before it and three after, the
-    idle ones the identity.
+    The first three are all `f·x + g·gray(x) + m·mean(gray(x))`, clamped, so one expression serves images that
+    are at different operations. Hue is expensive and computed once, with three blends before it and three after, of
+    which the inactive ones are the identity.
     """
     turns = order.shape[1]
     if turns <= HUE:
@@ -112,7 +112,7 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def _blends(images: Tensor, factors: Tensor, order: Tensor, active: Tensor) -> Tensor:
-    """A brightness, contrast or saturation change for each column of `order`, where `active` says so."""
+    """Change brightness, contrast or saturation for each column of `order`, where `active` is true."""
     chosen = torch.where(active, factors.gather(1, order), 1.0)
     to_gray = (1 - chosen) * (order == SATURATION)
     to_mean = (1 - chosen) * (order == CONTRAST)
@@ -125,7 +125,7 @@ def _blends(images: Tensor, factors: Tensor, order: Tensor, active: Tensor) -> T
 
 
 def turn_hue(images: Tensor, hue: Tensor) -> Tensor:
-    """Turn the hue of each image by `hue` [N], where 1 is the whole circle; HSV saturation and value stay."""
+    """Shift the hue of each image by `hue` [N], where 1 is the full circle; HSV saturation and value are unchanged."""
     red, green, blue = images.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
@@ -133,7 +133,7 @@ def turn_hue(images: Tensor, hue: Tensor) -> Tensor:
     angle = torch.lerp((blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4), not_green)
     angle = torch.lerp(green - blue, angle, not_red).div_(chroma.clamp(min=1e-12) * 6)
     angle += hue[:, None, None]
-    # A channel is highest within a sixth of the circle of its own hue, lowest beyond two sixths.
+    # A channel is highest within a sixth of the circle around its own hue, and lowest beyond two sixths.
     return torch.stack([_at_hue(high, chroma, angle + o) for o in (1 / 2, 1 / 6, -1 / 6)]).transpose(0, 1)
 
 
@@ -143,7 +143,7 @@ def _at_hue(high: Tensor, chroma: Tensor, distance: Tensor) -> Tensor:
 
 
 def grayscale(images: Tensor, mask: Tensor) -> Tensor:
-    """The luma in all three channels, where `mask` (bool [N]) says so."""
+    """Replace all three channels by the luma where `mask` (bool [N]) is true."""
     return torch.lerp(images, _luma(images)[:, None], mask[:, None, None, None].to(images.dtype))
 
 
@@ -153,7 +153,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Gaussian blur with a standard deviation in pixels, `sigma` [N] > 0, and reflected borders.
+    """Apply a Gaussian blur of standard deviation `sigma` [N] > 0, in pixels, with reflected borders.
 
     kernel_size: odd, below twice the height and width. Equal to torchvision's `gaussian_blur`.
     """
@@ -165,7 +165,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
 
 def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
-    """[N, size, size]: the kernel [N, k] of each image as a matrix, reflection included."""
+    """Return the kernel [N, k] of each image as a matrix [N, size, size], reflection included."""
     taps = kernel.shape[1]
     identity = torch.eye(size, device=kernel.device, dtype=kernel.dtype)
     padded = F.pad(identity[None], (taps // 2, taps // 2), mode="reflect")[0]
@@ -174,13 +174,13 @@ def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
 
 
 def solarize(images: Tensor, threshold: float, mask: Tensor) -> Tensor:
-    """Invert what is at `threshold` or above, in the images where `mask` (bool [N]) says so."""
+    """Invert values at or above `threshold` in the images where `mask` (bool [N]) is true."""
     limits = torch.where(mask, threshold, math.inf)[:, None, None, None]
     return torch.where(images >= limits, 1 - images, images)
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(image - mean) / std a channel, channels_last."""
+    """Return (image - mean) / std per channel, channels_last."""
     out = torch.empty_like(images, memory_format=torch.channels_last)
     for channel, plane in enumerate(images.unbind(1)):
         out[:, channel] = (plane - mean[channel]).div_(std[channel])

@@ -1,4 +1,4 @@
-"""The random parameters of a batch of views, and the plain operations that apply them: the reference of the kernels."""
+"""The random parameters of a batch of views, and the plain operations that apply them, the kernels' reference."""
 
 from dataclasses import dataclass, replace
 
@@ -12,21 +12,21 @@ from sslkit.augment.transforms import NO_BLUR
 
 @dataclass(frozen=True)
 class Parameters:
-    """One set of parameters a view, N = V*B of them, view blocks in order; None: no view gets the transform."""
+    """One set of parameters per view, N = V*B of them, in blocks of views; None: the transform is not applied."""
 
     boxes: Tensor
     """[N, 4], rows of top, left, height, width in pixels."""
     flip: Tensor | None = None
     """bool [N]."""
     shared: Tensor | None = None
-    """[B, 4], the box that all views of an image are made of."""
+    """[B, 4], the crop that all views of an image are taken from."""
     rotation: tuple[Tensor, Tensor] | None = None
     """Angle and shear in degrees, [N] each."""
     padding: str = "zeros"
-    """What comes in from outside a rotated image."""
+    """Values outside a rotated image."""
     factors: Tensor | None = None
     order: Tensor | None = None
-    """As `ops.jitter` takes them."""
+    """Factors and order as `ops.jitter` takes them."""
     gray: Tensor | None = None
     """bool [N]."""
     sigma: Tensor | None = None
@@ -37,7 +37,7 @@ class Parameters:
     threshold: float = 0.5
 
     def colours_kept(self, kept: Tensor) -> "Parameters":
-        """The same, but nothing changes the colours of the views where `kept`, bool [N], says so."""
+        """Return a copy that leaves the colours unchanged in the views where `kept`, bool [N], is true."""
         changed = ~kept
         factors = self.factors
         if factors is not None:
@@ -53,7 +53,7 @@ class Parameters:
 
 
 def render_plain(images: Tensor, drawn: Parameters, size: int, mean: Triple, std: Triple) -> Tensor:
-    """Views float32 [N, 3, size, size], normalised, channels_last, of uint8 images [B, 3, H, W]."""
+    """Render views float32 [N, 3, size, size], normalised, channels_last, from uint8 images [B, 3, H, W]."""
     views = ops.to_float(images)
     if drawn.shared is not None:
         views = ops.resized_crop(views, drawn.shared, None, size)

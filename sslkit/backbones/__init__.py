@@ -1,7 +1,7 @@
 """Backbones: networks without classifier, [N, 3, H, W] -> [N, width]; their weights fit the plain model.
 
-`zoo.py` holds the short names, timm: and torchvision:, `build.py` makes one, `stems.py` fits it to small
-images, `files.py` writes and reads weights, `layers.py` gives the output of a layer by its name.
+`zoo.py` holds the short names, timm: and torchvision:, `build.py` creates a backbone, `stems.py` adapts it to small
+images, `files.py` saves and loads weights, `layers.py` gives the output of a layer by its name.
 """
 
 from typing import TYPE_CHECKING, Any

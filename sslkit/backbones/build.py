@@ -1,4 +1,4 @@
-"""Make a backbone: find its factory, fit the stem to the images, measure the width, load weights."""
+"""Create a backbone: find its factory, adapt the stem to the images, measure the width, load weights."""
 
 import inspect
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from sslkit.config.components import config_class
 from sslkit.errors import UserError
 
 SMALL = 64
-"""Up to this image size, in pixels, stem=auto means the small stem."""
+"""Largest image size, in pixels, for which stem=auto means the small stem."""
 
 
 def create_backbone(backbone: str | Choice, image_size: int = 224, **options: Any) -> nn.Module:
-    """A backbone by its name, in training mode: [N, 3, image_size, image_size] float -> [N, width].
+    """Create a backbone by its name, in training mode: [N, 3, image_size, image_size] float -> [N, width].
 
     `options` are those of `backbone.<option>=`: stem, pretrained. The module carries `width` (int, measured)
-    and `stem_kind` ("imagenet" or "small", what was decided; many networks have a part called `stem`).
-    Raises UserError for an unknown name or option, for a network that takes no images of that size, and for
+    and `stem_kind` ("imagenet" or "small", the decision; `stem` itself is often a submodule's name).
+    Raises UserError for an unknown name or option, for a network that does not accept images of that size, and for
     weights that do not fit.
     """
     if isinstance(backbone, str):
@@ -32,7 +32,7 @@ def create_backbone(backbone: str | Choice, image_size: int = 224, **options: An
     factory = plugins.find("backbones", name)
     config = _settings(name, factory, backbone.options.model_dump(exclude_unset=True) | options)
     net: Any = _call(factory, config, image_size)
-    # A compound of backbones comes with its stems fitted.
+    # A compound of backbones comes with its stems adapted.
     if not hasattr(net, "stem_kind"):
         net.stem_kind = _fit_stem(net, name, getattr(config, "stem", "imagenet"), image_size)
     net.width = _measure_width(net, name, image_size)
@@ -64,7 +64,7 @@ def _fit_stem(net: nn.Module, name: str, stem: str, image_size: int) -> str:
     if stem == "imagenet" or (stem == "auto" and image_size > SMALL):
         return "imagenet"
     try:
-        # A network that divides by less than 16 was made for small images: auto leaves it as it is.
+        # A network with a total stride below 16 was designed for small images, so auto leaves it unchanged.
         changed = stems.small_stem(net, image_size, least=16 if stem == "auto" else 0)
     except (UserError, RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
@@ -74,7 +74,7 @@ def _fit_stem(net: nn.Module, name: str, stem: str, image_size: int) -> str:
 
 
 def _measure_width(net: nn.Module, name: str, image_size: int) -> int:
-    """Run it: what networks state about themselves is not always what comes out."""
+    """Measure the width in a forward pass, because what networks declare about themselves is not always right."""
     try:
         out = stems.dry_run(net, image_size)
     except (RuntimeError, ValueError, AssertionError) as error:

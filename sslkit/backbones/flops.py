@@ -8,7 +8,7 @@ from sslkit.nn.modes import eval_mode
 
 
 def flops(net: nn.Module, image_size: int) -> int:
-    """FLOPs of `net` in eval mode for one image of that size, two a multiply-add; `net` is left as it was."""
+    """FLOPs of `net` in eval mode for one image of that size, two per multiply-add; `net` is left unchanged."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(net.parameters(), torch.empty(0)).device
@@ -19,7 +19,7 @@ def flops(net: nn.Module, image_size: int) -> int:
 
 
 def _flops_or_none(net: nn.Module, image_size: int) -> int | None:
-    """A transformer whose positions are those of another size takes no image of this one."""
+    """FLOPs, or None for a network that rejects this size, such as a transformer with fixed position embeddings."""
     try:
         return flops(net, image_size)
     except (RuntimeError, ValueError, AssertionError):

@@ -1,7 +1,7 @@
-"""Named layers of a backbone: which there are, and what one of them makes of images during a forward pass.
+"""Named layers of a backbone: their names, and the output of one of them during a forward pass.
 
-A map is [N, C, h, w]. Networks of tokens, [N, T, C], have one too: the tokens as a grid, without class and
-register tokens; and so have networks that keep channels last, [N, h, w, C]. Images are taken to be square.
+A map is [N, C, h, w]. The tokens [N, T, C] of a vision transformer count as a map too, as a grid without class and
+register tokens, and so do channels-last outputs [N, h, w, C]. Images are assumed to be square.
 """
 
 from collections.abc import Iterator
@@ -16,28 +16,28 @@ from sslkit.backbones.stems import dry_run, is_token_net
 from sslkit.errors import UserError
 
 WELL_ABOVE_STRIDE = 64
-"""Image size, in pixels, at which the last map of a usual network has more than one position."""
+"""Image size, in pixels, at which the last map of a typical network has more than one position."""
 
 
 class Tap:
-    """What a layer put out in the last forward pass."""
+    """Output of a layer in the last forward pass."""
 
     raw: Tensor
-    """As the layer made it, in the graph: gradients of what follows reach it."""
+    """The output as the layer returned it, with its graph: gradients of later layers reach it."""
 
     def __init__(self, prefix: int) -> None:
         self._prefix = prefix
 
     @property
     def output(self) -> Tensor:
-        """As a map [N, C, h, w]."""
+        """The output as a map [N, C, h, w]."""
         return as_map(self.raw, self._prefix)
 
 
 def layer_names(net: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Every layer with a map, in the order in which they finish: its name -> its (C, h, w) for one image.
+    """Map the name of every layer that has a map to its (C, h, w) for one image, in order of execution.
 
-    `image_size` is in pixels. A layer that is called more than once counts as its last call.
+    `image_size` is in pixels. A layer that is called more than once is listed at its last call.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     prefix = _prefix_tokens(net)
@@ -60,9 +60,9 @@ def layer_names(net: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
 
 
 def last_map(net: nn.Module, image_size: int) -> str:
-    """Name of the deepest layer whose map still has positions, before global pooling.
+    """Return the name of the deepest layer whose map still has positions, before global pooling.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     for name, (_, height, _) in reversed(_shapes_with_positions(net, image_size).items()):
         if height > 1:
@@ -71,20 +71,20 @@ def last_map(net: nn.Module, image_size: int) -> str:
 
 
 def _shapes_with_positions(net: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
-    """At 32 px the last map may be a single position, as is what global pooling makes of it."""
+    """Map names to shapes at a size where the last map has positions: at 32 px it may be as small as if pooled."""
     if image_size < WELL_ABOVE_STRIDE and not is_token_net(net):
         try:
             return layer_names(net, WELL_ABOVE_STRIDE)
         except (RuntimeError, ValueError, AssertionError):
-            pass  # It takes images of its own size alone.
+            pass  # The network only accepts images of its own size.
     return layer_names(net, image_size)
 
 
 @contextmanager
 def tap(net: nn.Module, name: str) -> Iterator[Tap]:
-    """While this lasts, every forward pass of `net` leaves the output of layer `name` in the Tap, with its graph.
+    """Record the output of layer `name`, with its graph, in the Tap at every forward pass of `net` in this context.
 
-    Raises UserError, naming the closest layer, where there is none of that name.
+    Raises UserError, which lists the closest names, if there is no layer of that name.
     """
     modules = dict(net.named_modules())
     if not name or name not in modules:
@@ -94,7 +94,7 @@ def tap(net: nn.Module, name: str) -> Iterator[Tap]:
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         tapped.raw = output
-        # What follows may write into its input (in-place activations); so it gets a copy.
+        # Later layers may write into their input (in-place activations), so they get a copy.
         return output.clone()
 
     handle = modules[name].register_forward_hook(keep)
@@ -105,7 +105,7 @@ def tap(net: nn.Module, name: str) -> Iterator[Tap]:
 
 
 def is_map(output: Any, prefix: int = 1) -> bool:
-    """Whether `as_map` can make a map of it."""
+    """Return True if `as_map` accepts this output."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return False
     if output.ndim == 4:
@@ -114,9 +114,9 @@ def is_map(output: Any, prefix: int = 1) -> bool:
 
 
 def as_map(output: Tensor, prefix: int = 1) -> Tensor:
-    """A layer's output as a map [N, C, h, w]; `prefix`: number of tokens before those of the grid.
+    """Return a layer's output as a map [N, C, h, w]; `prefix`: number of tokens before those of the grid.
 
-    Raises UserError for an output that is none, such as features [N, C].
+    Raises UserError for an output that is not a map, such as features [N, C].
     """
     if not is_map(output, prefix):
         raise UserError(f"a layer that makes {list(output.shape)} has no map; choose one of layer_names()")
@@ -128,12 +128,12 @@ def as_map(output: Tensor, prefix: int = 1) -> Tensor:
 
 
 def _grid_side(tokens: Tensor, prefix: int) -> int:
-    """Positions along a side of the grid of tokens; 0 where they make none. Early layers have no prefix yet."""
+    """Positions along a side of the grid of tokens; 0 if they form none. Early layers have no prefix yet."""
     counts = (tokens.shape[1] - prefix, tokens.shape[1])
     return next((isqrt(count) for count in counts if count > 0 and isqrt(count) ** 2 == count), 0)
 
 
 def _prefix_tokens(net: nn.Module) -> int:
-    """Class and register tokens, as timm's networks declare them; torchvision's have the class token."""
+    """Number of class and register tokens, as timm's networks declare it; torchvision's have one class token."""
     modules: Iterator[Any] = net.modules()
     return next((m.num_prefix_tokens for m in modules if hasattr(m, "num_prefix_tokens")), 1)

@@ -1,4 +1,4 @@
-"""What can be set of any backbone, and how a factory says that it takes other settings."""
+"""Settings of a backbone factory that differ from the common ones."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 def takes(config: type[Config]) -> Callable[[Factory], Factory]:
-    """Decorator for a backbone's factory, a plain function, that has settings of its own: they become its `Config`."""
+    """Decorate a backbone factory, a plain function, with its own settings, which become its `Config`."""
 
     def with_config(factory: Factory) -> Factory:
         vars(factory)["Config"] = config

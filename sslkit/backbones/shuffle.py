@@ -1,4 +1,4 @@
-"""ShuffleNetV2's units, whose halves are joined and shuffled in one pass over memory, in the layout they come in."""
+"""ShuffleNetV2 units that concatenate and shuffle their halves in one pass over memory, whatever the layout."""
 
 import torch
 from torch import Tensor, nn
@@ -6,14 +6,14 @@ from torchvision.models.shufflenetv2 import InvertedResidual
 
 
 class OnePassResidual(InvertedResidual):
-    """torchvision's unit, its parameters and its results, in one copy instead of up to four.
+    """torchvision's unit, with its parameters and results, in one copy instead of up to four.
 
-    Joining two halves and shuffling in two groups alternates their channels (Ma et al. 2018, section 3.2).
-    torchvision joins, then shuffles channels first, so that channels_last maps are converted there and back.
+    Concatenating two halves and shuffling in two groups alternates their channels (Ma et al. 2018, section 3.2).
+    torchvision concatenates, then shuffles channels-first, so channels_last maps are converted there and back.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W']."""
+        """Map [N, C, H, W] to [N, C', H', W']."""
         if self.stride == 1:
             kept, taken = x.chunk(2, dim=1)
             return alternated(kept, self.branch2(taken))
@@ -21,7 +21,7 @@ class OnePassResidual(InvertedResidual):
 
 
 def alternated(first: Tensor, second: Tensor) -> Tensor:
-    """Channels of two maps in turns: [N, C, H, W] twice -> [N, 2C, H, W], channels_last where `second` is."""
+    """Interleave the channels of two maps: [N, C, H, W] twice -> [N, 2C, H, W], channels_last if `second` is."""
     if second.is_contiguous(memory_format=torch.channels_last):
         rows = (half.permute(0, 2, 3, 1) for half in (first, second))
         return torch.stack(tuple(rows), dim=-1).flatten(-2).permute(0, 3, 1, 2)
@@ -29,7 +29,7 @@ def alternated(first: Tensor, second: Tensor) -> Tensor:
 
 
 def shuffle_in_one_pass(net: nn.Module) -> None:
-    """Make all units of a torchvision ShuffleNetV2 such ones, in place; other networks have none."""
+    """Convert all units of a torchvision ShuffleNetV2 to one-pass units, in place; other networks have none."""
     for module in net.modules():
         if type(module) is InvertedResidual:
             module.__class__ = OnePassResidual

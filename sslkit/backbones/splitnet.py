@@ -1,4 +1,4 @@
-"""Two copies of a backbone as one: the first sees lightness alone, the second colour alone."""
+"""Two copies of a backbone as one: the first sees only lightness, the second only colour."""
 
 from copy import deepcopy
 from typing import Any
@@ -18,16 +18,18 @@ from sslkit.nn.colour import AB_LIMIT, rgb_to_lab
 class SplitNet(nn.Module):
     """The network of a split-brain autoencoder (Zhang et al. 2017, arXiv:1611.09842) made of any backbone.
 
-    [N, 3, H, W] normalised RGB -> [N, 2·width]: the features that `lightness` makes of L, then those that
-    `colour` makes of ab. The paper halves the channels of each half; here each is the whole backbone.
+    [N, 3, H, W] normalised RGB -> [N, 2·width]: the features of L by `lightness`, then those of ab by
+    `colour`. The paper halves the channels of each half; here each half is the whole backbone.
     """
 
     channel_mean: Tensor
     channel_std: Tensor
 
     def __init__(self, net: Any) -> None:
-        """`net` becomes the half that sees lightness, a copy of it the other; it has `width`, as `create_backbone`
-        leaves it. Raises UserError where no convolution takes its three channels."""
+        """Build both halves from `net`, which becomes the lightness half; a copy of it becomes the colour half.
+
+        `net` has `width`, as `create_backbone` sets it. Raises UserError if no convolution takes its three channels.
+        """
         super().__init__()
         copy = deepcopy(net)
         self.lightness = _narrowed(net, 1)
@@ -39,16 +41,16 @@ class SplitNet(nn.Module):
         self.normalise_by((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Say what images are normalised with, one number a channel, where white is 1; at first ImageNet's."""
+        """Set the mean and deviation of the images' normalisation, where white is 1; ImageNet's by default."""
         self.channel_mean.copy_(torch.tensor(mean).view(3, 1, 1))
         self.channel_std.copy_(torch.tensor(std).view(3, 1, 1))
 
     def lab(self, images: Tensor) -> Tensor:
-        """CIE Lab of normalised RGB, [N, 3, H, W] both."""
+        """Convert normalised RGB to CIE Lab, [N, 3, H, W] both."""
         return rgb_to_lab(images * self.channel_std + self.channel_mean)
 
     def inputs(self, lab: Tensor) -> tuple[Tensor, Tensor]:
-        """What the halves see of CIE Lab: L as [N, 1, H, W] and ab as [N, 2, H, W], both within -1..1."""
+        """Split CIE Lab into the inputs of the halves: L as [N, 1, H, W] and ab as [N, 2, H, W], both within -1..1."""
         return lab[:, :1] / 50 - 1, lab[:, 1:] / AB_LIMIT
 
     def forward(self, images: Tensor) -> Tensor:
@@ -57,29 +59,29 @@ class SplitNet(nn.Module):
 
 
 class SplitConfig(BackboneConfig):
-    """The options of the backbone that is split."""
+    """Settings of the backbone that is split."""
 
     model_config = ConfigDict(extra="allow")
 
 
 @takes(SplitConfig)
 def splitbrain(name: str, config: SplitConfig, image_size: int = 224) -> nn.Module:
-    """Two of any backbone, for lightness and for colour: splitbrain:resnet18 (Zhang et al. 2017).
+    """Two copies of any backbone, for lightness and for colour: splitbrain:resnet18 (Zhang et al. 2017).
 
-    `config` goes on to the backbone called `name`, whose stem is fitted before it is split. Weights to start
-    from are those of a split backbone.
+    `config` is passed on to the backbone called `name`, whose stem is adapted before it is split. Pretrained weights
+    are those of a split backbone.
     """
     known = config_class(plugins.find("backbones", name)).model_fields
     options = config.model_dump(exclude_unset=True, exclude={"pretrained"})
-    # A backbone with settings of its own may have no stem to choose.
+    # A backbone with its own settings may have no stem to choose.
     own = {key: value for key, value in options.items() if key in known or key != "stem"}
     return SplitNet(create_backbone(name, image_size, **own))
 
 
 def _narrowed(net: nn.Module, channels: int) -> nn.Module:
-    """`net` for images of fewer channels, in place; fresh weights are scaled so that activations keep their variance.
+    """Convert `net` to fewer input channels, in place; weights are scaled so that activations keep their variance.
 
-    Networks that branch at once have several convolutions of three channels.
+    Networks that branch at the input have several convolutions of three channels.
     """
     stems = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.groups == 1]
     if not stems:

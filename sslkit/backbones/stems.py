@@ -1,12 +1,12 @@
-"""The small stem: one rule, "the first two halvings are dropped", for whatever network comes along.
+"""The small stem: one rule, "drop the first two halvings of resolution", for any network.
 
-At 32 px a stem made for ImageNet leaves most networks a single position. Where the halvings are, a traced
-forward pass shows. A strided convolution gets stride 1 and keeps its weights (and its block has a shortcut
-only if it had one), a pooling becomes an identity, and the total stride goes from 32 to 8 (SqueezeNet: 16
-to 4).
+At 32 px an ImageNet stem leaves most networks a single position. A forward pass with hooks finds the halvings.
+A strided convolution gets stride 1 and keeps its weights (its block has a shortcut only if it had one), a pooling
+layer becomes an identity, and the total stride goes from 32 to 8 (SqueezeNet: 16 to 4).
 
-Two things change a shape, though never a key: a 7×7 stem convolution becomes 3×3 with fresh weights (SimCLR,
-Chen et al. 2020, B.9), and networks of tokens get patches of a quarter of the size (16 to 4).
+
+Two changes affect a shape, though never a key: a 7×7 stem convolution becomes 3×3 with fresh weights (SimCLR,
+Chen et al. 2020, B.9), and vision transformers get patches of a quarter of the size (16 to 4).
 """
 
 from dataclasses import dataclass, field
@@ -19,32 +19,32 @@ from torch import Tensor, nn
 from sslkit.errors import UserError
 
 DROP = 4
-"""By how much the small stem divides the total stride: two halvings."""
+"""Factor by which the small stem divides the total stride: two halvings."""
 
 
 @dataclass
 class Reduction:
-    """One place where resolution falls: parallel branches (a shortcut) reduce in several modules at once."""
+    """A reduction of resolution: parallel branches (a shortcut) reduce in several modules at once."""
 
     factor: int
     modules: list[str] = field(default_factory=list)
 
 
 def small_stem(net: nn.Module, image_size: int, least: int = 0) -> bool:
-    """Drop the first two halvings of `net`, in place; its keys stay. Raises UserError where it cannot.
+    """Drop the first two halvings of `net`, in place, keeping its keys; return True if it was changed.
 
-    A network whose total stride is below `least` is left as it is; returns whether it was not.
+    A network whose total stride is below `least` is left unchanged. Raises UserError if the halvings cannot be dropped.
     """
     if is_token_net(net):
         if net.patch_embed.patch_size[0] < least:
             return False
         _quarter_patches(net, image_size)
         return True
-    seen = reductions(net, image_size)
-    before = prod(r.factor for r in seen)
+    all_reductions = reductions(net, image_size)
+    before = prod(r.factor for r in all_reductions)
     if before < least:
         return False
-    _drop_halvings(net, seen)
+    _drop_halvings(net, all_reductions)
     if total_stride(net, image_size) * DROP != before:
         raise UserError("its resolution does not follow from its strides")
     return True
@@ -57,9 +57,9 @@ def _quarter_patches(net: Any, image_size: int) -> None:
     set_tokens(net, image_size, patch // DROP)
 
 
-def _drop_halvings(net: nn.Module, seen: list[Reduction]) -> None:
+def _drop_halvings(net: nn.Module, all_reductions: list[Reduction]) -> None:
     remaining = DROP
-    for reduction in seen:
+    for reduction in all_reductions:
         if remaining == 1 or remaining % reduction.factor:
             break
         for name in reduction.modules:
@@ -70,7 +70,7 @@ def _drop_halvings(net: nn.Module, seen: list[Reduction]) -> None:
 
 
 def total_stride(net: nn.Module, image_size: int) -> int:
-    """Pixels of the image a position of the last feature map, in one direction."""
+    """Stride of the last feature map in pixels of the image, in one direction."""
     if is_token_net(net):
         count: int = net.patch_embed.patch_size[0]
         return count
@@ -78,7 +78,7 @@ def total_stride(net: nn.Module, image_size: int) -> int:
 
 
 def reductions(net: nn.Module, image_size: int) -> list[Reduction]:
-    """Where resolution falls, in order, seen in one forward pass; global pooling is not counted."""
+    """Find the reductions of resolution, in order, in one forward pass; global pooling is not counted."""
     found: dict[int, Reduction] = {}
 
     def note(name: str) -> Any:
@@ -103,7 +103,7 @@ def reductions(net: nn.Module, image_size: int) -> list[Reduction]:
 
 
 def dry_run(net: nn.Module, image_size: int) -> Any:
-    """What `net` makes of one black image, in eval mode; touches no weight, statistic or random number."""
+    """Return the output of `net` for one black image, in eval mode; changes no weight, statistic or random state."""
     modes = {module: module.training for module in net.modules()}
     parameter = next(net.parameters(), torch.empty(0))
     try:
@@ -115,17 +115,17 @@ def dry_run(net: nn.Module, image_size: int) -> Any:
 
 
 def is_token_net(net: Any) -> TypeGuard[Any]:
-    """Whether `net` is one of timm's vision transformers and their like: patches of a fixed size first."""
+    """Return True if `net` is a vision transformer of timm or similar, which starts with patches of a fixed size."""
     return callable(getattr(net, "set_input_size", None)) and hasattr(net, "patch_embed")
 
 
 def set_tokens(net: Any, image_size: int, patch: int | None = None) -> None:
-    """Set the image and patch size (pixels) of a network of tokens that has random weights."""
+    """Set the image and patch size (pixels) of a vision transformer with random weights."""
     old = net.patch_embed
     if (image_size, image_size) == tuple(old.img_size) and patch in (None, old.patch_size[0]):
         return
     net.set_input_size(img_size=(image_size, image_size), patch_size=patch and (patch, patch))
-    # timm interpolates what it had, but interpolated noise is no initialisation.
+    # timm interpolates the old weights, but interpolated noise is no proper initialisation.
     if patch is not None:
         net.patch_embed.proj.reset_parameters()
     if isinstance(getattr(net, "pos_embed", None), nn.Parameter):

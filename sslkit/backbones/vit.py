@@ -10,20 +10,20 @@ from sslkit.config.components import BackboneConfig
 
 
 class ViTConfig(BackboneConfig):
-    """What `backbone.<field>=` accepts; the defaults are ViT-Ti/16 (Touvron et al. 2021, Table 1)."""
+    """Settings of a vision transformer; the defaults are ViT-Ti/16 (Touvron et al. 2021, Table 1)."""
 
     depth: int = Field(12, ge=1)
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: int = Field(3, ge=1)
-    """Attention heads of a block; they divide dim."""
+    """Attention heads per block; they divide dim."""
     dim: int = Field(192, ge=1)
-    """Width of a token, and of the features."""
+    """Width of the tokens and of the features."""
     patch: int = Field(16, ge=1)
-    """Height and width of a patch, in pixels; the small stem takes a quarter of it."""
+    """Height and width of a patch, in pixels; the small stem uses a quarter of it."""
     mlp_ratio: float = Field(4.0, gt=0)
-    """Width of a block's hidden layer over dim."""
+    """Width of a block's hidden layer divided by dim."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share dropped after the position embedding and after each dense layer but q, k and v, as in ViT's B.1."""
+    """Dropout after the position embedding and after each dense layer except q, k and v, as in ViT's B.1."""
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -36,10 +36,10 @@ class ViTConfig(BackboneConfig):
 def vit(config: ViTConfig, image_size: int = 224) -> nn.Module:
     """Vision transformer of timm with a class token, for any image size (Dosovitskiy et al. 2021).
 
-    Images whose sides the patches do not divide are padded at the right and the bottom with zeros,
+    Images whose sides are not multiples of the patch size are padded at the right and the bottom with zeros,
     the mean colour.
     """
-    from timm.models import VisionTransformer  # Here, because timm takes seconds.
+    from timm.models import VisionTransformer  # Importing timm takes seconds.
 
     return VisionTransformer(
         img_size=image_size,

@@ -1,4 +1,4 @@
-"""Fill a network with weights from a file, and report what does not fit."""
+"""Load weights from a file into a network, and report what does not fit."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from sslkit.errors import UserError
 
 CLASSIFIERS = ("classifier", "fc", "head", "heads", "last_linear")
-"""What timm and torchvision call the part that a backbone has not."""
+"""Names of the classifier in timm and torchvision models, which backbones do not have."""
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
-    """Load a safetensors file of sslkit, timm or torchvision into `net`, strictly apart from a classifier.
+    """Load a safetensors file of sslkit, timm or torchvision into `net`, strictly except for a classifier.
 
     Raises UserError naming the tensors that are missing, unknown or of another shape.
     """
@@ -25,7 +25,7 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            # It is no mapping: only `keys` tells what it holds.
+            # The file is no mapping and has to be read through `keys`.
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
@@ -39,7 +39,7 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _is_classifier(net: nn.Module, key: str) -> bool:
-    """Whether `key`, unknown to `net`, belongs to what was removed: only an identity is in its place."""
+    """Return True if `key`, unknown to `net`, belongs to the removed classifier, which an identity has replaced."""
     module = net
     for part in key.split(".")[:-1]:
         if isinstance(module, nn.Identity) or not hasattr(module, part):
@@ -49,7 +49,7 @@ def _is_classifier(net: nn.Module, key: str) -> bool:
 
 
 def _differences(net: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
-    """What does not fit, in words; empty when everything does."""
+    """Describe the tensors that do not fit; empty if all do."""
     own = net.state_dict()
     missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
     unknown = [k for k in tensors if k not in own]
@@ -58,13 +58,13 @@ def _differences(net: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
         for k in own
         if k in tensors and tensors[k].shape != own[k].shape
     ]
-    words = [_some("the file lacks", missing), _some("the network has no", unknown), "; ".join(shapes[:3])]
+    differences = [_list("the file lacks", missing), _list("the network has no", unknown), "; ".join(shapes[:3])]
     if shapes and not missing and not unknown:
         stem = getattr(net, "stem_kind", "imagenet")
-        words.append(f"the stem here is {stem}; choose the file's with backbone.stem, or its image size")
-    return [w for w in words if w]
+        differences.append(f"the stem here is {stem}; choose the file's with backbone.stem, or its image size")
+    return [d for d in differences if d]
 
 
-def _some(what: str, keys: list[str]) -> str:
+def _list(what: str, keys: list[str]) -> str:
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return f"{what} {', '.join(keys[:3])}{more}" if keys else ""

@@ -1,6 +1,6 @@
-"""The short names, and any model of timm or torchvision: plain networks, random weights, no classifier.
+"""Backbones by short name, and any model of timm or torchvision: plain networks, random weights, no classifier.
 
-Parameter keys stay those of the plain model. Nothing is ever downloaded.
+Parameter keys are those of the plain model. Nothing is ever downloaded.
 """
 
 from difflib import get_close_matches
@@ -61,9 +61,9 @@ def vit_tiny(config: BackboneConfig, image_size: int = 224) -> nn.Module:
 def timm_model(name: str, config: BackboneConfig, image_size: int = 224, **options: Any) -> nn.Module:
     """Any model of timm by its name, with random weights: timm:mobilenetv4_conv_small.
 
-    `options` go to timm.create_model. Networks of tokens are fitted to `image_size` (pixels).
+    `options` are passed to timm.create_model. Vision transformers are built for `image_size` (pixels).
     """
-    import timm  # Here, because it takes seconds and the torchvision networks do without.
+    import timm  # Importing timm takes seconds, and torchvision's networks do not need it.
 
     if not timm.is_model(name):
         hint = _close(name, timm.list_models(), "timm.list_models()")
@@ -111,4 +111,4 @@ def _remove_classifier(net: nn.Module) -> None:
 
 def _close(name: str, known: list[str], all_names: str) -> str:
     close = get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"{all_names} names them all"
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"{all_names} lists them all"

@@ -1,6 +1,6 @@
-"""Images, from where they lie to batches on the device.
+"""Data: from image files to batches on the device.
 
-A source (`folder`, `cifar10`, `digits`, ...) lists images, `pack` writes them once to a .beton, a `Store`
+A source (`folder`, `cifar10`, `digits`, ...) lists images, `pack` writes them once to a .beton file, a `Store`
 opens it, and a `Loader` streams shuffled uint8 batches from it.
 """
 

@@ -4,62 +4,52 @@ import hashlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-if TYPE_CHECKING:
-    pass
-
-
 Role = Literal["pretrain", "train", "test"]
-
-
 Mode = Literal["auto", "raw", "jpeg"]
-
-
 Triple = tuple[float, float, float]
-
-
 RAW_UP_TO = 96
-"""Side in pixels up to which images are stored raw, at the size of a view; above: JPEG, a seventh larger."""
+"""Largest side in pixels of images stored raw, at the size of a view; larger ones are JPEG, 8/7 of the view's size."""
 
 
 class Images:
-    """A list of images not decoded yet: the base that every source fills in."""
+    """A list of images not decoded yet; every source returns a subclass."""
 
     labels: NDArray[np.int64] | None = None
-    """Class numbers, int64 [N], -1 where unknown; None: unlabelled."""
+    """Class numbers, int64 [N], -1 if unknown; None: unlabelled."""
     classes: tuple[str, ...] = ()
-    """Class names by number; () where unlabelled."""
+    """Class names by number; () if unlabelled."""
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} defines no __len__")
 
     def name(self, index: int) -> str:
-        """What messages call the image: its file, or a file and a place in it."""
+        """Return the image's name for messages: its file, or a file and a position in it."""
         return f"image {index}"
 
     def load(self, index: int) -> Image.Image | NDArray[np.uint8]:
-        """The picture, or its pixels as uint8 [H, W, 3]. Raises on an unreadable one.
+        """Return the image, as Pillow image or as uint8 [H, W, 3]. Raises if it is unreadable.
 
-        Called by threads, and where `part` allows it by processes.
+        Called from threads, and from other processes if `part` allows it.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no load")
 
     def part(self, indices: range) -> "Images | None":
-        """Those images alone, small enough to be pickled for another process; None: not to be loaded by another."""
+        """Return these images alone, fit to pickle for another process; None: no other process may load them."""
         return None
 
     def fingerprint(self) -> str:
-        """Changes when the images do: names, sizes and times of files, or parameters of a built-in set."""
+        """Identify the images: names, sizes and times of files, or parameters of a built-in set, as one string."""
         raise NotImplementedError(f"{type(self).__name__} defines no fingerprint")
 
 
 class ArrayImages(Images):
-    """Images that come as one array, read when first needed, so that a packed set costs nothing."""
+    """Images held in one array, which is read on first use, so that a packed set costs nothing."""
 
     def __init__(
         self,
@@ -68,7 +58,7 @@ class ArrayImages(Images):
         classes: tuple[str, ...] = (),
         name: Callable[[int], str] = "image {}".format,
     ) -> None:
-        """`read()` gives uint8 [N, H, W, 3] and int64 [N] labels or None."""
+        """Take `read()`, which returns uint8 [N, H, W, 3] and int64 [N] labels or None."""
         self._read = read
         self._fingerprint = fingerprint
         self.classes = classes
@@ -97,7 +87,7 @@ class ArrayImages(Images):
 
 
 def files_fingerprint(files: Iterable[Path], root: Path) -> str:
-    """Names below `root`, sizes and times of files."""
+    """Hash the names below `root`, sizes and times of files."""
     state = hashlib.blake2b(digest_size=16)
     for file in files:
         stat = file.stat()

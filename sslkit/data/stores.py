@@ -1,4 +1,4 @@
-"""From the settings of a run to the stores it trains and is measured on, packing what is not packed yet."""
+"""The stores that a run trains and is evaluated on, packed on demand from its settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sslkit.machine.cache import cache_dir, digest
 from sslkit.machine.progress import progress_bar, terminal_stderr
 
 FORMAT = 1
-"""Raised when the same settings begin to give other bytes, so that old caches are not taken for new."""
+"""Format version, raised when the same settings give other bytes, so that old caches are not reused."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,25 @@ class Stores:
     """The images of a run."""
 
     pretrain: Store
-    """What the method sees; its labels only if it asks for them."""
+    """Images of the method; their labels are passed on only if it uses them."""
     train: Store | None
-    """Labelled images that evaluators learn from; None: there are no labels."""
+    """Labelled images that evaluators are trained on; None: there are no labels."""
     test: Store | None
-    """Labelled images that evaluators are measured on."""
+    """Labelled images that evaluators are tested on."""
     image_size: int
     """Height and width of a view, in pixels."""
     mean: Triple
-    """Of red, green and blue, 0 to 1."""
+    """Mean of red, green and blue, 0 to 1."""
     std: Triple
+    """Standard deviation of red, green and blue."""
     protocol: str
-    """What is measured on what, in words."""
+    """Description of the evaluation data: trained on what, tested on what."""
 
 
 def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Callable[[str], None] = print) -> Stores:
-    """The stores that `data=` and `eval_data=` ask for, packed into the cache where they are not yet.
+    """Open the stores of `data=` and `eval_data=`, and pack those that are not in the cache yet.
 
-    Raises UserError where the images cannot be had, too many are unreadable, or `eval_data` has no labels.
+    Raises UserError if the images are unavailable, too many are unreadable, or `eval_data` has no labels.
     """
     source = _source(choice)
     image_size = source.image_size()
@@ -64,7 +65,7 @@ def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Call
 def pack_source(choice: Choice, out: Path, role: Role = "pretrain", log: Callable[[str], None] = print) -> Store:
     """Pack the images of a role to `out`, a new .beton file that `data=` takes.
 
-    Raises UserError where `out` is taken or has another ending, the source has no such images, or too many of them
+    Raises UserError if `out` exists or has another ending, the source has no such images, or too many of them
     are unreadable.
     """
     if out.suffix != ".beton":
@@ -88,16 +89,16 @@ def _own_evaluation(opener: "_Opener", pretrain: Store, seed: int) -> Evaluation
     if pair:
         return pair
     if _has_labels(pretrain):
-        how = f"stratified fifth of {opener.title} held out by seed {seed} (seen unlabelled in pre-training)"
-        return _held_out(pretrain, seed, how)
+        split = f"stratified fifth of {opener.title} held out by seed {seed} (seen unlabelled in pre-training)"
+        return _held_out(pretrain, seed, split)
     test = opener.open("test", labelled=True)
     if test and _has_labels(test):
         return _held_out(test, seed, f"stratified fifth of {opener.title} (test) held out by seed {seed}")
-    return None, None, f"{opener.title} has no labels{_where_labels_stand(opener)}: nothing to measure"
+    return None, None, f"{opener.title} has no labels{_label_hint(opener)}: nothing to measure"
 
 
 def _other_evaluation(choice: Choice, image_size: int, seed: int, log: Callable[[str], None]) -> Evaluation:
-    """The same image size as in pre-training, unless `eval_data` names its own."""
+    """Open other evaluation data, at the image size of pre-training unless `eval_data` sets its own."""
     source = _source(choice)
     size = source.config.image_size or image_size
     opener = _Opener(choice.name, source, source.store_size(size), log)
@@ -105,10 +106,10 @@ def _other_evaluation(choice: Choice, image_size: int, seed: int, log: Callable[
     if pair:
         return pair
     for role in ROLES:
-        alone = opener.open(role, labelled=True)
-        if alone and _has_labels(alone):
-            return _held_out(alone, seed, f"stratified fifth of {opener.title} held out by seed {seed}")
-    raise UserError(f"eval_data: {opener.title} has no labels{_where_labels_stand(opener)}; name data that has")
+        store = opener.open(role, labelled=True)
+        if store and _has_labels(store):
+            return _held_out(store, seed, f"stratified fifth of {opener.title} held out by seed {seed}")
+    raise UserError(f"eval_data: {opener.title} has no labels{_label_hint(opener)}; name data that has")
 
 
 def _pair(opener: "_Opener") -> Evaluation | None:
@@ -125,22 +126,22 @@ def _pair(opener: "_Opener") -> Evaluation | None:
     return train, test, f"{opener.title}: train {len(train)} -> test {len(test)}"
 
 
-def _where_labels_stand(opener: "_Opener") -> str:
+def _label_hint(opener: "_Opener") -> str:
     return " (one sub-folder a class, and no image beside them)" if opener.name == "folder" else ""
 
 
 def _has_labels(store: Store) -> bool:
-    """Two classes at least: with one there is nothing to tell apart."""
+    """Return True if there are at least two classes, without which there is nothing to discriminate."""
     return store.labels is not None and len(np.unique(store.labels[store.labels >= 0])) > 1
 
 
-def _held_out(store: Store, seed: int, how: str) -> Evaluation:
+def _held_out(store: Store, seed: int, split: str) -> Evaluation:
     if store.labels is None:
         raise ValueError("only labelled images can be held out")
     train, test = (store.subset(rows) for rows in stratified_split(store.labels, seed))
     if not len(test):
-        return None, None, f"too few images of each class to hold any out: nothing to measure ({how})"
-    return train, test, f"{how}: train {len(train)} -> test {len(test)}"
+        return None, None, f"too few images of each class to hold any out: nothing to measure ({split})"
+    return train, test, f"{split}: train {len(train)} -> test {len(test)}"
 
 
 def _source(choice: Choice) -> Source:
@@ -158,7 +159,7 @@ class _Opener:
         self._opened: dict[str, Store] = {}
 
     def open(self, role: Role, labelled: bool = False) -> Store | None:
-        """None where the source has no such images, or, with `labelled`, no labels for them."""
+        """Open a role; None if the source has no such images, or, with `labelled`, no labels for them."""
         ready = self.source.packed(role, self.size)
         if ready:
             return ready
@@ -171,7 +172,7 @@ class _Opener:
         return self._opened[key]
 
     def _cached(self, role: Role, images: Images) -> tuple[Path, str]:
-        """(its file, what makes two roles the same images)."""
+        """Return (path of the packed file, key that is equal for roles with the same images)."""
         config = self.source.config
         mode = concrete_mode(config.mode, self.size)
         quality = config.jpeg_quality if mode == "jpeg" else None
@@ -179,12 +180,12 @@ class _Opener:
         return cache_dir(config.cache) / f"{self.name}-{role}-{key}.beton", key
 
     def pack(self, images: Images, role: Role, path: Path) -> Store:
-        """Pack at this size, saying what is done and what was left out."""
+        """Pack at this size, and log the settings and the skipped images."""
         config = self.source.config
         mode = concrete_mode(config.mode, self.size)
-        how = "raw" if mode == "raw" else f"JPEG quality {config.jpeg_quality}"
-        self.log(f"packing {self.title} ({role}): {self.size} px, {how}, into {path}")
-        # A packer that was killed leaves its temporary file behind.
+        storage = "raw" if mode == "raw" else f"JPEG quality {config.jpeg_quality}"
+        self.log(f"packing {self.title} ({role}): {self.size} px, {storage}, into {path}")
+        # A packing process that was killed leaves its temporary file behind.
         recover(path.parent, escape(path.name))
         with progress_bar(terminal_stderr()) as update:
             store = pack(

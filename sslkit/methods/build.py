@@ -9,6 +9,7 @@ from sslkit.methods.base import Method, RunInfo
 
 
 def build_method(config: RunConfig, stores: Stores) -> Method:
+    """Build the method of a run on its backbone. Raises UserError if it needs labels and the data has none."""
     method_class: type[Method] = plugins.find("methods", config.method.name)
     if method_class.uses_labels and stores.pretrain.labels is None:
         raise UserError(f"method {config.method.name} needs labels, and {config.data.name} has none")

@@ -1,4 +1,4 @@
-"""BYOL: predict what a slow copy of the network makes of another view."""
+"""BYOL: predict a momentum encoder's projection of another view."""
 
 from collections.abc import Callable
 from itertools import permutations
@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.nn import losses
 from sslkit.nn.heads import mlp
@@ -17,24 +16,24 @@ from sslkit.nn.momentum import cosine_momentum, ema_update, momentum_encoder
 
 
 class BYOL(Method):
-    """Predict a slow copy's projection of the other view; no negatives (Grill et al. 2020).
+    """Predict a momentum encoder's projection of the other view; no negatives (Grill et al. 2020).
 
     Bootstrap Your Own Latent, arXiv:2006.07733: loss of Eq. 2, made symmetric as in 3.1; target ξ ← τξ +
-    (1-τ)θ (Eq. 1), τ from `momentum` to 1 by the cosine of 3.3. Projector q and predictor g are
+    (1-τ)θ (Eq. 1), τ from `momentum` to 1 by the cosine of 3.3. Projection head q and predictor g are
     Linear-BN-ReLU-Linear, the last without bias, as in the reference code, which also passes each view
-    through the networks on its own, so that batch norm never mixes views; the target keeps its own batch-norm
+    through the networks separately, so that batch norm never mixes views; the target keeps its own batch-norm
     statistics. `momentum` 0.996 suits 1000 epochs, 0.99 suits 300 (Appendix F.2).
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         momentum: float = Field(default=0.996, ge=0, le=1)
         """τ_base: the target's momentum at the start; it rises to 1."""
         hidden: int = Field(default=4096, ge=1)
-        """Width of the hidden layer of projector and predictor."""
+        """Width of the hidden layer of projection head and predictor."""
         dim: int = Field(default=256, ge=1)
         """Width of projection and prediction."""
         last_norm: bool = False
-        """Batch norm on the projection too, as in MoCo v3 (Chen et al. 2021): guards short runs against collapse."""
+        """Batch norm on the projection too, as in MoCo v3 (Chen et al. 2021); guards short runs against collapse."""
         joint_views: bool = False
         """Pass all views through the networks as one batch: faster, but batch norm then mixes them."""
 
@@ -55,7 +54,7 @@ class BYOL(Method):
         self.target = momentum_encoder(self._online())
 
     def _online(self) -> nn.Sequential:
-        # Made when needed: a module that kept it would register the backbone a second time.
+        # Built on demand: a stored module would register the backbone a second time.
         return nn.Sequential(self.backbone, self.projector)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -65,7 +64,7 @@ class BYOL(Method):
             targets = self._each_view(self.target, batch)
         pairs = permutations(range(batch.n_views), 2)
         directions = [losses.byol(predictions[i], targets[j]) for i, j in pairs]
-        # Twice the mean is the sum of the two directions, and does not grow with further views.
+        # Twice the mean is the sum of the two directions, and does not grow with additional views.
         return {"loss": 2 * torch.stack(directions).mean(), "target_std": feature_std(targets[0])}
 
     def _predict(self, views: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Jigsaw: tell in which order the nine tiles of an image were laid."""
+"""Jigsaw: predict the order in which the nine tiles of an image were arranged."""
 
 from functools import cache
 from itertools import permutations as all_orders
@@ -11,39 +11,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.augment.ops import LUMA
-from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.methods.patches import GRID, check_tiles, gap_size, tile_size, tiles
 from sslkit.nn.heads import mlp
 
 TILES = GRID * GRID
 FLAT = 1e-4
-"""Variance of a tile, in units of normalised views, below which there is only the rounding to 8 bits."""
+"""Variance of a tile, in units of normalised views, below which only rounding to 8 bits remains."""
 
 
 class Jigsaw(Method):
-    """Tell in which of many orders the nine tiles of an image were laid (Noroozi and Favaro 2016).
+    """Predict in which of many orders the nine tiles of an image were arranged (Noroozi and Favaro 2016).
 
     Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, arXiv:1603.09246: each tile passes
-    the backbone on its own (the context-free network, Section 3.2), and only their features together name the
+    through the backbone separately (the context-free network, Section 3.2), and only their joint features predict the
     order, one of a set whose members differ as much as possible (Algorithm 1). Against shortcuts (Section 4.2):
-    random gaps between tiles, every tile normalised by itself, some images in grey. The layers after the
-    backbone are fc6 to fc8 of the authors' code, with batch norm in place of dropout.
+    random gaps between tiles, every tile normalised separately, some images in grey. The layers after the
+    backbone are fc6 to fc8 of the authors' code, with batch norm instead of dropout.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         permutations: int = Field(default=1000, ge=2, le=10_000)
-        """Number of orders to tell apart; of 6 to 1000, 1000 gave the best features in the paper."""
+        """Number of orders to distinguish; of 6 to 1000, 1000 gave the best features in the paper."""
         tile: int | None = Field(default=None, ge=8)
-        """Height and width of a tile as the backbone sees it, in pixels; null: the paper's share, 64 of 225."""
+        """Height and width of a tile as the backbone sees it, in pixels; null: the paper's ratio, 64 of 225."""
         gap: int | None = Field(default=None, ge=0)
-        """Mean gap between neighbouring tiles, in pixels of the view; null: the paper's share, 11 of 225."""
+        """Mean gap between neighbouring tiles, in pixels of the view; null: the paper's ratio, 11 of 225."""
         grayscale: float = Field(default=0.3, ge=0, le=1)
-        """Share of the images that lose their colour."""
+        """Share of the images that are converted to grey."""
         dim: int = Field(default=1024, ge=1)
-        """Width of fc6, which a tile's features become."""
+        """Width of fc6, computed from each tile's features."""
         hidden: int = Field(default=4096, ge=1)
-        """Width of fc7, which sees all tiles."""
+        """Width of fc7, computed from all tiles."""
 
     augment: ClassVar[str] = "weak"
     defaults: ClassVar[dict[str, Any]] = {
@@ -65,41 +64,41 @@ class Jigsaw(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = batch.views
-        which = torch.randint(len(self.permutations), (len(views),), device=views.device)
-        grey = torch.rand(len(views), device=views.device) < self.config.grayscale
-        pieces = standardised(tiles(in_grey(views, grey, self.info.std), self.tile, self.gap))
-        laid = pieces[torch.arange(len(views), device=views.device)[:, None], self.permutations[which]]
-        features = self.tile_head(self.backbone(laid.flatten(0, 1))).unflatten(0, (-1, TILES))
+        order = torch.randint(len(self.permutations), (len(views),), device=views.device)
+        chosen = torch.rand(len(views), device=views.device) < self.config.grayscale
+        tiled = standardised(tiles(in_grey(views, chosen, self.info.std), self.tile, self.gap))
+        arranged = tiled[torch.arange(len(views), device=views.device)[:, None], self.permutations[order]]
+        features = self.tile_head(self.backbone(arranged.flatten(0, 1))).unflatten(0, (-1, TILES))
         logits = self.head(features.flatten(1))
-        accuracy = (logits.argmax(1) == which).float().mean()
-        return {"loss": F.cross_entropy(logits.float(), which), "jigsaw_accuracy": accuracy}
+        accuracy = (logits.argmax(1) == order).float().mean()
+        return {"loss": F.cross_entropy(logits.float(), order), "jigsaw_accuracy": accuracy}
 
 
 def in_grey(views: Tensor, chosen: Tensor, std: tuple[float, ...]) -> Tensor:
-    """The chosen views (bool [N]) without colour, up to the brightness that `standardised` takes away.
+    """Convert the chosen views (bool [N]) to grey, up to the brightness that `standardised` removes.
 
-    views: [N, 3, H, W], normalised; std: what their channels were divided by.
+    views: [N, 3, H, W], normalised; std: deviation that their channels were divided by.
     """
     planes = [plane * (luma * s) for plane, luma, s in zip(views.unbind(1), LUMA, std)]
     grey = torch.stack(planes, dim=1).sum(1, keepdim=True)
     return torch.where(chosen[:, None, None, None], grey, views)
 
 
-def standardised(pieces: Tensor) -> Tensor:
-    """Every channel of every tile at mean 0 and variance 1, [..., H, W]: neighbours cannot match by brightness."""
-    variance, mean = torch.var_mean(pieces, dim=(-2, -1), correction=0, keepdim=True)
-    return (pieces - mean) * (variance + FLAT).rsqrt()
+def standardised(tiled: Tensor) -> Tensor:
+    """Normalise every channel of every tile to mean 0 and variance 1, [..., H, W], so that brightness gives no clue."""
+    variance, mean = torch.var_mean(tiled, dim=(-2, -1), correction=0, keepdim=True)
+    return (tiled - mean) * (variance + FLAT).rsqrt()
 
 
 @cache
 def distant_permutations(count: int, length: int = TILES) -> np.ndarray:
-    """Orders that differ in as many places as possible: int64 [count, length], the same at every call.
+    """Return orders that differ in as many places as possible: int64 [count, length], the same at every call.
 
-    Algorithm 1 of Noroozi and Favaro 2016: each next one has the largest sum of Hamming distances to those
-    chosen so far. Theirs starts at random, this with the order that changes nothing. Of equally distant ones it
-    takes one at random, from a generator of its own: the first of them would leave many more pairs that
-    differ in two or three places only.
-    Raises ValueError where there are fewer than `count` orders.
+    Algorithm 1 of Noroozi and Favaro 2016: each further order has the largest sum of Hamming distances to those
+    chosen so far. The paper starts with a random order, this function with the identity. Of equally distant ones it
+    takes one at random, from its own generator: taking the first would leave many more pairs that
+    differ in only two or three places.
+    Raises ValueError if there are fewer than `count` orders.
     """
     pool = np.array(list(all_orders(range(length))), dtype=np.int8).T.copy()
     if count > pool.shape[1]:

@@ -1,24 +1,23 @@
-"""No training at all: what the architecture alone gives."""
+"""No training: the features of the architecture alone."""
 
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
 
 
 class RandomInit(Method):
     """Train nothing: the untrained network that every method must beat.
 
-    Random features are no empty reference: on STL-10 or CIFAR-10 they classify far above chance. The one trained
-    parameter is a scalar that nothing uses, whose loss and gradient are zero.
+    Random features are no trivial baseline: on STL-10 or CIFAR-10 they classify far above chance. The one trained
+    parameter is a scalar that nothing uses, with zero loss and gradient.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         calibrate: bool = False
-        """Pass the images through, so that batch norm has the statistics of the data: a stronger reference."""
+        """Pass the images through, so that batch norm has the statistics of the data: a stronger baseline."""
 
     augment: ClassVar[str] = "weak"
 

@@ -1,4 +1,4 @@
-"""RotNet: tell by how much an image was turned."""
+"""RotNet: predict the rotation of an image."""
 
 import math
 from typing import Annotated, Any, ClassVar, Literal
@@ -8,7 +8,6 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.config import base as config
 from sslkit.methods.base import Batch, Method, RunInfo
 
 
@@ -19,14 +18,14 @@ def _angles(value: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class RotNet(Method):
-    """Tell by which angle an image was rotated (Gidaris et al. 2018).
+    """Predict the angle by which an image was rotated (Gidaris et al. 2018).
 
-    Unsupervised Representation Learning by Predicting Image Rotations, arXiv:1803.07728: every image comes at
+    Unsupervised Representation Learning by Predicting Image Rotations, arXiv:1803.07728: every image appears at
     all angles in the same batch (Section 4.1), and the loss is the cross entropy over angles (Eq. 2 and 3).
     The paper's Table 2 compares the four right angles (best) with eight of 45° and with two pairs.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         angles: Literal[90, 45, 180] | Annotated[tuple[int, ...], Field(min_length=2), AfterValidator(_angles)] = 90
         """Degrees between neighbouring angles, 90, 45 or 180 (4, 8 or 2 classes), or the angles: [90, 270]."""
 
@@ -54,11 +53,11 @@ class RotNet(Method):
 
 
 def rotations(images: Tensor, angles: tuple[int, ...]) -> Tensor:
-    """Square images at every angle, degrees counter-clockwise: [N, C, S, S] -> [angles, N, C, S, S].
+    """Rotate square images to every angle, degrees counter-clockwise: [N, C, S, S] -> [angles, N, C, S, S].
 
-    Right angles move pixels and change none. Where an angle is no multiple of 90, all show the square of side
-    S/√2 that stays inside the image at any angle, bilinearly resampled to S: neither corners filled in from
-    outside nor the magnification tell the angle. (The paper does not state what its corners held.)
+    Right angles only move pixels. If an angle is no multiple of 90, all images show the square of side
+    S/√2 that stays inside the image at any angle, bilinearly resampled to S, so that neither filled corners
+    nor the magnification reveals the angle. (The paper does not state how its corners were filled.)
     """
     if all(angle % 90 == 0 for angle in angles):
         return torch.stack([torch.rot90(images, angle // 90, (2, 3)) for angle in angles])
@@ -70,6 +69,6 @@ def _turned(images: Tensor, angle: int) -> Tensor:
     size = images.shape[3]
     centres = (torch.arange(size, device=images.device) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(centres, centres, indexing="ij")
-    # Where each pixel of the result lies in the image; y points down.
+    # Position of each output pixel in the image; y points down.
     grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1).expand(len(images), -1, -1, -1)
     return F.grid_sample(images, grid, "bilinear", "border", align_corners=False)

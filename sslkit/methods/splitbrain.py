@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from sslkit.backbones.layers import last_map, layer_names, tap
 from sslkit.backbones.splitnet import SplitNet
-from sslkit.config import base as config
 from sslkit.config.base import Choice
 from sslkit.machine import distributed
 from sslkit.methods.base import Batch, Method, RunInfo
@@ -18,25 +17,25 @@ from sslkit.nn.losses import full_precision
 
 PREFIX = "splitbrain:"
 UNIFORM_SHARE = 0.5
-"""λ of Zhang et al. 2016, Eq. 4: how much of the uniform distribution is mixed into that of the bins."""
+"""λ of Zhang et al. 2016, Eq. 4: weight of the uniform distribution mixed into that of the bins."""
 FREQUENCY_MOMENTUM = 0.99
-"""How much of the bins' frequencies a step keeps."""
+"""Momentum of the moving average of the bins' frequencies."""
 
 
 class SplitBrain(Method):
-    """Predict an image's colour from its lightness and the reverse, by two halves (Zhang et al. 2017).
+    """Predict an image's colour from its lightness and vice versa, with two half networks (Zhang et al. 2017).
 
     Split-Brain Autoencoders, arXiv:1611.09842: in CIE Lab, one network sees L and classifies ab into 313 bins, the
-    other sees ab and classifies L into 50 bins of size 2, by cross entropy at every position; both halves'
-    features together are the representation. Each half is the whole backbone named (see `SplitNet`). Its last
-    map predicts, through a 1×1 convolution; where it is coarser than `stride`, several positions from each of
-    its own. What is ours: the pooled features add scores of their own, the same at all positions, so that
+    other sees ab and classifies L into 50 bins of size 2, by cross entropy at every position; the representation is
+    both halves' features together. Each half is a whole copy of the backbone (see `SplitNet`). Its last
+    map predicts through a 1×1 convolution; if it is coarser than `stride`, each position predicts several.
+    Beyond the paper, the pooled features add scores of their own, the same at all positions, so that
     layers after the pooling are trained too, as the paper's fc layers are.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         stride: int = Field(default=8, ge=1)
-        """Pixels a prediction, in one direction; targets are means over squares of that size."""
+        """Pixels per prediction, in one direction; targets are means over squares of that size."""
         rebalance: bool = False
         """Weight rare colours more (Zhang et al. 2016, Eq. 4, with frequencies averaged over steps, not smoothed)."""
 
@@ -50,7 +49,7 @@ class SplitBrain(Method):
         self.backbone.normalise_by(info.mean, info.std)
         name = last_map(self.backbone, info.image_size)
         channels, map_side, _ = layer_names(self.backbone, info.image_size)[name]
-        # The halves are alike, so a layer of one names that of the other.
+        # The halves have the same structure, so a layer of one names that of the other.
         self.layer = name.partition(".")[2]
         bins = ab_bins()
         self.register_buffer("table", ab_table(bins))
@@ -101,9 +100,9 @@ class SplitBrain(Method):
 
 
 class Predictor(nn.Module):
-    """Scores of every bin on a grid of `side` × `side` positions or a little more, [N, bins, h, w].
+    """Scores of every bin on a grid of at least `side` × `side` positions, [N, bins, h, w].
 
-    Of the last map, [N, channels, map_side, map_side], and of the features, [N, width].
+    Computed from the last map, [N, channels, map_side, map_side], and from the features, [N, width].
     """
 
     def __init__(self, channels: int, width: int, bins: int, map_side: int, side: int) -> None:
@@ -120,11 +119,11 @@ class Predictor(nn.Module):
 
 
 def classified(scores: Tensor, bins: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean cross entropy over positions, times the weight of the true bin, and accuracy without weights.
+    """Return mean cross entropy over positions, weighted by the true bin, and unweighted accuracy.
 
     scores: [N, K, h, w]; bins: int64 [N·h·w]; weights: [K]. Computed in float32 under autocast; float64 stays.
     """
-    # Rows, because the loss of maps has no deterministic version on the GPU.
+    # Cross entropy of rows, because that of maps has no deterministic version on the GPU.
     rows = full_precision(scores.movedim(1, -1).flatten(0, 2))
     entropy = F.cross_entropy(rows, bins, reduction="none")
     loss = entropy.mean() if weights is None else (entropy * weights[bins]).mean()
@@ -132,15 +131,15 @@ def classified(scores: Tensor, bins: Tensor, weights: Tensor | None = None) -> t
 
 
 def rebalancing(frequency: Tensor) -> Tensor:
-    """Weights of the bins by their frequencies p, [K] -> [K] (Zhang et al. 2016, Eq. 4).
+    """Return weights of the bins from their frequencies p, [K] -> [K] (Zhang et al. 2016, Eq. 4).
 
-    Proportional to 1/((1-λ)p + λ/K), λ = 1/2, and 1 on average over the positions of images.
+    Proportional to 1/((1-λ)p + λ/K), λ = 1/2, with mean 1 over the positions of images.
     """
     weights = 1 / ((1 - UNIFORM_SHARE) * frequency + UNIFORM_SHARE / len(frequency))
     return weights / (frequency * weights).sum()
 
 
 def shares(bins: Tensor, count: int) -> Tensor:
-    """How large a share of the positions each of `count` bins has, int64 [M] -> float32 [count]."""
+    """Return the share of the positions in each of `count` bins, int64 [M] -> float32 [count]."""
     one = torch.ones(len(bins), device=bins.device)
     return torch.zeros(count, device=bins.device).index_add_(0, bins, one) / len(bins)

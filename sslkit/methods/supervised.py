@@ -1,4 +1,4 @@
-"""Supervised training: what labels would have given, to compare with."""
+"""Supervised training, the reference for self-supervised methods."""
 
 from typing import Any, ClassVar
 
@@ -6,24 +6,23 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslkit.config import base as config
 from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Method, RunInfo
 
 UNKNOWN = -1
-"""Label of an image whose class nobody knows; the loss leaves it out."""
+"""Label of an image of unknown class, which the loss ignores."""
 
 
 class Supervised(Method):
-    """Train with the labels: the reference for what methods without them reach.
+    """Train with the labels: the reference for methods without them.
 
-    Cross entropy of a linear layer, a mean over the labelled images of the batch. Learning rate, decay and
+    Cross entropy of a linear layer, averaged over the labelled images of the batch. Learning rate, decay and
     warm-up are those of Goyal et al. 2017 (arXiv:1706.02677, sections 2.1 and 5.1).
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-        """Share of the target that goes to all classes alike (Szegedy et al. 2016, section 7)."""
+        """Share of the target spread over all classes (Szegedy et al. 2016, section 7)."""
 
     uses_labels: ClassVar[bool] = True
     augment: ClassVar[str] = "weak"

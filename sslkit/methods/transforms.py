@@ -1,6 +1,6 @@
-"""Named transformations that leave an image's meaning as it is: what PIRL learns to be invariant to.
+"""Named transformations that preserve the content of an image, to which PIRL learns to be invariant.
 
-Those of SimCLR's study (Chen et al. 2020, Figures 4 and 5), always applied, with its strengths where it states them.
+They are those of SimCLR's study (Chen et al. 2020, Figures 4 and 5), always applied, at its strengths where stated.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,24 +16,24 @@ from sslkit.augment.transforms import Blur, Crop, Grayscale, Jitter, Solarize
 from sslkit.plugins import suggest
 
 JIGSAW = "jigsaw"
-"""The transformation that makes nine tiles of an image, so that it comes last and the method does it."""
+"""The transformation that cuts an image into nine tiles, which the method applies itself, last."""
 NOISE = 0.1
 """Standard deviation of the noise, where white is 1."""
 GREY = 0.5
-"""What a cut-out square becomes, as in AutoAugment's code, where white is 1."""
+"""Value of a cut-out square, as in AutoAugment's code, where white is 1."""
 
 
 @torch.no_grad()
 def transform(
     views: Tensor, names: Iterable[str], mean: Triple, std: Triple, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The transformations called `names`, one after the other, on normalised views [N, 3, S, S]; the same shape.
+    """Apply the transformations called `names`, in order, to normalised views [N, 3, S, S]; the shape is unchanged.
 
-    mean, std: what the views were normalised with, in units where white is 1.
-    generator: decides all randomness, an image's own; None: torch's global one.
+    mean, std: normalisation of the views, in units where white is 1.
+    generator: source of all randomness, drawn per image; None: torch's global one.
     """
     draws = Draws(1, len(views), views.device, generator)
-    # Half precision has too few grey levels, and autocast would do the matrix products in it.
+    # Half precision has too few grey levels, and autocast would compute the matrix products in it.
     with torch.autocast(views.device.type, enabled=False):
         images = _between_0_and_1(views, mean, std)
         for name in names:
@@ -42,7 +42,7 @@ def transform(
 
 
 def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names as they are. Raises ValueError with the mend where one is unknown or comes twice, or there is none."""
+    """Return the names unchanged. Raises ValueError if one is unknown or repeated, or if there is none."""
     if not names:
         raise ValueError(f"name at least one transformation; there are: {', '.join(NAMES)}")
     for name in names:
@@ -54,16 +54,16 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Square images turned by 90° counter-clockwise as often as `turns` says, int64 [N] in 0..3; exact."""
+    """Rotate square images by `turns` times 90° counter-clockwise, int64 [N] in 0..3; exact."""
     odd, half = (bit[:, None, None, None] for bit in (turns % 2 == 1, turns >= 2))
     images = torch.where(odd, images.transpose(2, 3).flip(2), images)
     return torch.where(half, images.flip(2, 3), images)
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Grey squares of `side` pixels around `centres`, float [N, 2] of row and column in pixels.
+    """Fill squares of `side` pixels around `centres`, float [N, 2] of row and column in pixels, with grey.
 
-    A square near the border is cut off there (DeVries & Taylor 2017, arXiv:1708.04552).
+    A square near the border is clipped (DeVries & Taylor 2017, arXiv:1708.04552).
     """
     rows, columns = (
         (torch.arange(size, device=images.device) + 0.5 - centre[:, None]).abs() < side / 2
@@ -73,18 +73,18 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
 
 
 def sobel(images: Tensor) -> Tensor:
-    """Length of each channel's gradient by Sobel's two filters, whose weights' absolute values sum to 1.
+    """Magnitude of each channel's gradient by Sobel's two filters, with weights whose absolute values sum to 1.
 
-    Equal to kornia's, which builds its kernel on the device at each call and waits for that.
+    Equal to kornia's, which builds its kernel on the device at each call and synchronises with it.
     """
     across, down = gradient(images)
     return (across.square() + down.square() + 1e-6).sqrt()
 
 
 def gradient(images: Tensor) -> tuple[Tensor, Tensor]:
-    """How much each channel rises to the right and downwards, by Sobel's filters, [N, C, S, S] each; borders repeat."""
+    """Slope of each channel to the right and downwards, by Sobel's filters, [N, C, S, S] each; borders repeat."""
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    # Sums with Python numbers: a convolution would round to TF32, and its weights would have to be sent.
+    # Sums with Python numbers: a convolution would round to TF32, and its weights be a copy to the device.
     above, row, below = padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]
     across, down = (above + 2 * row + below) / 8, (below - above) / 8
     return across[..., 2:] - across[..., :-2], down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
@@ -121,13 +121,13 @@ TRANSFORMS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "noise": _noise,
     "solarize": Solarize(p=1.0),
 }
-"""Name -> what it makes of float images [N, 3, S, S] in 0..1, drawing its parameters."""
+"""Name -> function that transforms float images [N, 3, S, S] in 0..1, given its source of random parameters."""
 
 NAMES = (JIGSAW, *TRANSFORMS)
-"""Every transformation."""
+"""Names of all transformations."""
 
 
 def _between_0_and_1(views: Tensor, mean: Triple, std: Triple) -> Tensor:
-    # Python numbers go along with the kernel launch; a tensor of them would be a copy to the device.
+    # Python numbers are passed with the kernel launch; a tensor of them would be a copy to the device.
     planes = [plane * s + m for plane, m, s in zip(views.unbind(1), mean, std)]
     return torch.stack(planes).clamp_(0, 1).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Parts that methods share: losses, heads, momentum encoders, queues, memory banks, health of features."""
+"""Building blocks of methods: losses, heads, momentum encoders, queues, memory banks, health of features."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A row of memory for every image of the data: the memory bank of NPID and PIRL."""
+"""Memory bank with one row for every image of the data, as in NPID and PIRL."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ class MemoryBank(nn.Module):
     """Moving averages of all images' embeddings, of unit length (Wu et al. 2018; Misra & van der Maaten 2020).
 
     They start as random directions, as in the reference code (VISSL, `norm_init`). All state is in buffers and
-    nothing waits for the device. Updated with rows gathered from all processes, it is the same on all of them.
+    nothing synchronises with the device. Updated with rows gathered from all processes, it is the same on all of them.
     """
 
     rows: Tensor
@@ -27,7 +27,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def update(self, indices: Tensor, rows: Tensor, momentum: float = 0.5) -> None:
-        """m ← momentum·m + (1 - momentum)·row, both of unit length, made of unit length again.
+        """m ← momentum·m + (1 - momentum)·row, both of unit length, then normalised to unit length again.
 
         indices: int64 [n], each image at most once. rows: [n, dim], of any scale.
         """
@@ -38,15 +38,15 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def draw(self, count: int) -> Tensor:
-        """Numbers of `count` different images, at most of all, int64 [count]; from torch's global generator."""
+        """Draw numbers of `count` different images, at most all, int64 [count]; from torch's global generator."""
         return torch.randperm(len(self.rows), device=self.rows.device)[:count]
 
     @torch.no_grad()
     def health(self) -> dict[str, Tensor]:
-        """Scalars worth logging.
+        """Return scalars worth logging.
 
         bank_visited: share of the rows that were ever updated, 0 to 1; the rest are random.
-        bank_age: mean number of updates (optimizer steps) since those were; 0 while there are none.
+        bank_age: mean number of updates (optimizer steps) since those rows changed; 0 while there are none.
         """
         visited = self.last_update > 0
         ages = (self.updates - self.last_update) * visited

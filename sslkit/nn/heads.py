@@ -1,4 +1,4 @@
-"""Heads between backbone and loss."""
+"""Projection heads and predictors: multi-layer perceptrons between backbone and loss."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import nn
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
-"""Activations that a method's settings may name."""
+"""Activations by the name used in a method's settings."""
 
 
 def mlp(
@@ -17,11 +17,11 @@ def mlp(
     last_bias: bool = True,
     last_norm: bool = False,
 ) -> nn.Sequential:
-    """A multi-layer perceptron over rows: dims = (input, hidden..., output), [N, dims[0]] -> [N, dims[-1]].
+    """Build a multi-layer perceptron over rows: dims = (input, hidden..., output), [N, dims[0]] -> [N, dims[-1]].
 
     Hidden layers are Linear, BatchNorm1d (unless `norm` is off), activation, dropout; the last is Linear
-    alone, plus with `last_norm` a batch norm that scales but does not shift. Two dims make a linear head, one
-    the identity. A Linear followed by batch norm has no bias, for the norm would subtract it.
+    only, followed with `last_norm` by a batch norm that scales but does not shift. Two dims make a linear head, one
+    the identity. A Linear followed by batch norm has no bias, because the norm would subtract it.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(dims[:-1]):

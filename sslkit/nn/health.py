@@ -1,13 +1,13 @@
-"""Signs of collapse, read from a batch of features: how widely and in how many directions they spread."""
+"""Signs of collapse in a batch of features: how widely and in how many directions they spread."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 COLLAPSED_STD = 0.02
-"""Below it all images share one direction: the mean cosine similarity is over 0.999."""
+"""Threshold of feature_std below which all images share one direction: mean cosine similarity over 0.999."""
 COLLAPSED_RANK = 2.0
-"""Below it (where the width allows more) the features lie on little more than one line."""
+"""Threshold of effective_rank below which (if the width allows more) the features lie close to a line."""
 
 
 @torch.no_grad()
@@ -15,7 +15,7 @@ def feature_std(features: Tensor) -> Tensor:
     """Spread of the directions of features [N, D] (SimSiam: Chen and He 2021, 4.1 and Figure 2), as a scalar.
 
     The standard deviation over rows of the L2-normalised features, averaged over the D dimensions, times √D:
-    1 when they spread evenly over the sphere, 0 when all point one direction.
+    1 if they spread evenly over the sphere, 0 if all point in one direction.
     """
     unit = F.normalize(features.float(), dim=1)
     out: Tensor = unit.std(0, correction=0).mean() * features.shape[1] ** 0.5
@@ -24,17 +24,17 @@ def feature_std(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(features: Tensor, rows: int = 256) -> Tensor:
-    """In how many directions features [N, D] vary: 1 to min(N - 1, D), and 0 where nothing varies.
+    """Number of directions in which features [N, D] vary: 1 to min(N - 1, D), and 0 if nothing varies.
 
     The exponential of the entropy of the normalised singular values (Roy and Vetterli 2007; RankMe: Garrido
-    et al. 2023, Eq. 1). Unlike RankMe the mean is taken off first, so that it is the variation that counts,
+    et al. 2023, Eq. 1). Unlike in RankMe the mean is subtracted first, so that only variation counts,
     and only the first `rows` rows are used: their Gram matrix costs milliseconds. Returns a float64 scalar on
     the CPU.
     """
     some = features[:rows].float().cpu().double()
     centred = some - some.mean(0)
     singular = torch.linalg.eigvalsh(centred @ centred.T).clamp_min(0).sqrt()
-    # Rounding of float32 features must not count as variation.
+    # Rounding errors of float32 features must not count as variation.
     singular = singular.where(singular > 1e-6 * some.norm(), 0)
     total = singular.sum()
     rank: Tensor = torch.special.entr(singular / total).sum().exp() if total > 0 else singular.new_zeros(())
@@ -42,21 +42,21 @@ def effective_rank(features: Tensor, rows: int = 256) -> Tensor:
 
 
 def collapse_warning(std: float, rank: float, width: int) -> str | None:
-    """What is wrong and what to try, in words, or None. `std` and `rank` are as above; `width` is D.
+    """Describe a collapse and its remedies, or return None. `std` and `rank` are as above; `width` is D.
 
-    The thresholds are low, for what they must catch is collapse and not slow learning: random networks without
-    batch norm already start near std 0.1. Networks that end in batch norm keep their std up in training mode; with
-    them it is the rank that falls.
+    The thresholds are low, because they must catch collapse and not slow learning: random networks without
+    batch norm already start near std 0.1. Networks that end in batch norm keep their std up in training mode;
+    for them the rank falls.
     """
-    mend = (
+    remedy = (
         "try a lower optimizer.lr, a longer optimizer.warmup_epochs, a larger batch_size, "
         "stronger augmentation, or another method"
     )
     if std < COLLAPSED_STD:
-        return f"the features have collapsed to one point (feature_std {std:.2g}, healthy: above 0.1); {mend}"
+        return f"the features have collapsed to one point (feature_std {std:.2g}, healthy: above 0.1); {remedy}"
     if width > COLLAPSED_RANK and rank < COLLAPSED_RANK:
         return (
             f"the features have collapsed to a line (effective_rank {rank:.1f} of a width of {width}, "
-            f"healthy: above 10); {mend}"
+            f"healthy: above 10); {remedy}"
         )
     return None

@@ -1,19 +1,15 @@
-"""Temporary states: evaluation mode, and random numbers of its own."""
+"""Context managers: evaluation mode, and an independent random state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    pass
-
 
 @contextmanager
 def own_random(seed: int) -> Iterator[None]:
-    """torch's global random numbers start at `seed` inside and go on afterwards as if nothing had been."""
+    """Seed torch's global generators inside the context, and restore them afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -21,7 +17,7 @@ def own_random(seed: int) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Training goes on afterwards as if nothing had been: every module gets its own mode back."""
+    """Put the network into eval mode inside the context, and restore every module's mode afterwards."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:

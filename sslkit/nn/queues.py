@@ -1,4 +1,4 @@
-"""The newest embeddings, first in, first out: MoCo's dictionary, NNCLR's support set."""
+"""A first-in, first-out queue of embeddings: MoCo's dictionary, NNCLR's support set."""
 
 import torch
 from torch import Tensor, nn
@@ -6,19 +6,19 @@ from torch.nn import functional as F
 
 
 class Queue(nn.Module):
-    """The newest `size` of the rows that were pushed, of unit length (He et al. 2020, arXiv:1911.05722, 3.1).
+    """The newest `size` rows that were pushed, normalised to unit length (He et al. 2020, arXiv:1911.05722, 3.1).
 
-    Until as many have come it also holds random directions, as in the reference code. All its state is in
-    buffers and no push waits for the device. Pushed with rows gathered from all processes, it is the same on
+    Until it is full it also holds random directions, as in the reference code. All its state is in
+    buffers and no push synchronises with the device. Pushed with rows gathered from all processes, it is the same on
     all of them.
     """
 
     rows: Tensor
-    """[size, D], of unit length, float32; no order is promised."""
+    """[size, D], of unit length, float32; in no guaranteed order."""
     ages: Tensor
-    """Pushes since each row came in, int64 [size]: 0 for the newest."""
+    """Number of pushes since each row was pushed, int64 [size]: 0 for the newest."""
     pushed: Tensor
-    """Rows that have come in so far, int64 scalar."""
+    """Number of rows pushed so far, int64 scalar."""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Take in rows [n, D] of any scale, oldest first, in place of the oldest; of more than `size` the newest."""
+        """Replace the oldest rows by rows [n, D] of any scale, oldest first; of more than `size` only the newest."""
         size = len(self.rows)
         newest = F.normalize(rows[-size:].to(self.rows.dtype), dim=1)
         self.pushed += len(rows)
@@ -39,10 +39,10 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def health(self) -> dict[str, Tensor]:
-        """Scalars worth logging.
+        """Return scalars worth logging.
 
         queue_filled: share of the rows that were pushed, 0 to 1; the rest are random.
-        queue_age: mean number of pushes (optimizer steps) since those came in; 0 while there are none.
+        queue_age: mean number of pushes (optimizer steps) since those rows were pushed; 0 while there are none.
         """
         # Slots are filled in order, so the pushed ones come first.
         real = torch.arange(len(self.rows), device=self.rows.device) < self.pushed

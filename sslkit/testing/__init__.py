@@ -1,4 +1,4 @@
-"""Contract checks for the tests of plugin authors: one call checks a component as built-in ones are checked.
+"""Contract checks for the tests of plugin authors: one call checks a component like the built-in ones.
 
     from sslkit.testing import check_method
 
@@ -6,11 +6,11 @@
         check_method(MyMethod, temperature=0.2)
 
 Each takes the component and its options, runs it on a few small images on the CPU, and raises AssertionError
-with a sentence that says what the contract wants. None draws from or changes torch's global random numbers
-for the caller. Beside the checks stand what tests of methods need: `check_precision` of a loss, `steps_on` a batch,
-`in_two_processes`.
+with a sentence that states what the contract requires. None draws from or changes torch's global random state
+of the caller. Besides the checks there are helpers for tests of methods: `check_precision` of a loss, `steps_on` a
+batch, `in_two_processes`.
 
-`contract.py` holds what every check begins with, `examples.py` what components are tried on; then a file a kind.
+`contract.py` holds helpers of all checks, `examples.py` example components and images; then one file per kind.
 """
 
 from sslkit.testing.augmentations import check_augmentation

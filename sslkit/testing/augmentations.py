@@ -1,4 +1,4 @@
-"""The contract of a view recipe."""
+"""The contract of an augmentation."""
 
 from typing import Any
 
@@ -10,31 +10,31 @@ from sslkit.testing.contract import checked_settings, expect, seeded
 from sslkit.testing.examples import IMAGES, small_images
 
 
-def check_augmentation(recipe_class: type[nn.Module], image_size: int = 32, **options: Any) -> None:
-    """Check a view recipe: shapes, types, that its input stays, and that its generator decides all."""
-    config = checked_settings(recipe_class, options)
+def check_augmentation(augmentation_class: type[nn.Module], image_size: int = 32, **options: Any) -> None:
+    """Check an augmentation: shapes, types, an unchanged input, and that its generator decides everything."""
+    config = checked_settings(augmentation_class, options)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     with seeded(0):
-        recipe = recipe_class(config, image_size, mean, std)
-        plain = recipe_class(config, image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        augmentation = augmentation_class(config, image_size, mean, std)
+        plain = augmentation_class(config, image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         for size in (image_size, image_size + 8):
             images = small_images(size)
             before = images.clone()
-            crops = _views(recipe, images, seed=1)
-            _check_crops(recipe, crops, image_size)
-            expect(torch.equal(images, before), "a recipe must not change its input in place")
-            _check_draws(recipe, images, crops)
+            crops = _views(augmentation, images, seed=1)
+            _check_crops(augmentation, crops, image_size)
+            expect(torch.equal(images, before), "an augmentation must not change its input in place")
+            _check_draws(augmentation, images, crops)
             _check_normalised(crops, _views(plain, images, seed=1), mean, std)
 
 
-def _views(recipe: nn.Module, images: Tensor, seed: int) -> list[Tensor]:
-    tensors: list[Tensor] = recipe(images, torch.Generator().manual_seed(seed))
+def _views(augmentation: nn.Module, images: Tensor, seed: int) -> list[Tensor]:
+    tensors: list[Tensor] = augmentation(images, torch.Generator().manual_seed(seed))
     return tensors
 
 
-def _check_crops(recipe: Any, crops: list[Tensor], image_size: int) -> None:
-    expect(isinstance(crops, list) and len(crops) > 0, "a recipe must return a list, one tensor a resolution")
-    shape = (recipe.n_views * IMAGES, 3, image_size, image_size)
+def _check_crops(augmentation: Any, crops: list[Tensor], image_size: int) -> None:
+    expect(isinstance(crops, list) and len(crops) > 0, "an augmentation must return a list, one tensor per resolution")
+    shape = (augmentation.n_views * IMAGES, 3, image_size, image_size)
     expect(
         crops[0].shape == shape,
         f"the views must be [n_views·B, 3, S, S] = {shape}, not {tuple(crops[0].shape)}",
@@ -49,9 +49,9 @@ def _check_crops(recipe: Any, crops: list[Tensor], image_size: int) -> None:
         expect(not crop.requires_grad, "views must carry no graph")
 
 
-def _check_draws(recipe: nn.Module, images: Tensor, crops: list[Tensor]) -> None:
+def _check_draws(augmentation: nn.Module, images: Tensor, crops: list[Tensor]) -> None:
     torch.manual_seed(99)
-    again = _views(recipe, images, seed=1)
+    again = _views(augmentation, images, seed=1)
     expect(
         all(torch.equal(a, b) for a, b in zip(crops, again)),
         "equal generators must give equal views: draw every random number from the generator that is passed",
@@ -61,4 +61,4 @@ def _check_draws(recipe: nn.Module, images: Tensor, crops: list[Tensor]) -> None
 def _check_normalised(crops: list[Tensor], plain: list[Tensor], mean: Triple, std: Triple) -> None:
     m, s = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     right = all(torch.allclose(crop, (raw - m) / s, atol=1e-4) for crop, raw in zip(crops, plain))
-    expect(right, "views must be normalised last: (x - mean)/std of each channel, white being 1")
+    expect(right, "views must be normalised last: (x - mean)/std of each channel, where white is 1")

@@ -14,7 +14,7 @@ from sslkit.testing.modules import check_gradients, restore
 
 
 def check_backbone(backbone: str | Callable[..., nn.Module], image_size: int = 32, **options: Any) -> None:
-    """Check a backbone, by its registered name or by its factory: features, gradients and weights."""
+    """Check a backbone, given by registered name or factory: features, gradients and weights."""
     with seeded(0):
         net, twin = (_make_backbone(backbone, image_size, options) for _ in range(2))
         images = torch.randn(2, 3, image_size, image_size)

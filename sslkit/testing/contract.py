@@ -1,4 +1,4 @@
-"""What every check begins with: the sentence that a broken contract raises, settings with help, seeded numbers."""
+"""Helpers of all checks: `expect`, validation of settings and their help texts, seeded random numbers."""
 
 import inspect
 import json
@@ -13,13 +13,13 @@ from sslkit.config.components import config_class
 
 
 def expect(condition: bool, contract: str) -> None:
-    """Raise AssertionError with what the contract wants, unless it is so."""
+    """Raise AssertionError with the sentence `contract` unless the condition holds."""
     if not condition:
         raise AssertionError(contract)
 
 
 def checked_settings(component: Any, options: dict[str, Any]) -> Any:
-    """The component's validated settings, after checking that users can be told what they mean."""
+    """Return the component's validated settings, after checking that each of them has a help text."""
     name = component.__name__
     expect(
         bool(inspect.getdoc(component)),
@@ -28,8 +28,11 @@ def checked_settings(component: Any, options: dict[str, Any]) -> Any:
     cls = getattr(component, "Config", None)
     proper = isinstance(cls, type) and issubclass(cls, Config)
     expect(proper, f"{name}.Config must be a subclass of sslkit.Config")
-    silent = [field for field, info in config_class(component).model_fields.items() if not info.description]
-    expect(not silent, f"{name}.Config: write a string under {', '.join(silent)}; it is the help that users see")
+    undocumented = [field for field, info in config_class(component).model_fields.items() if not info.description]
+    expect(
+        not undocumented,
+        f"{name}.Config: write a string under {', '.join(undocumented)}; it is the help that users see",
+    )
     config = config_class(component).model_validate(options)
     plain = json.loads(json.dumps(config.model_dump(mode="json")))
     expect(
@@ -41,7 +44,7 @@ def checked_settings(component: Any, options: dict[str, Any]) -> Any:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's global random numbers start at `seed` inside; the caller's go on afterwards."""
+    """Seed torch's global generator on the CPU inside the context, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -10,7 +10,7 @@ from sslkit.testing.contract import checked_settings, expect
 
 
 def check_dataset(source_class: type, **options: Any) -> None:
-    """Check a data set that is at hand (`options` tell where): images, labels, names, fingerprints."""
+    """Check a data set that is available locally (`options` give its path): images, labels, names, fingerprints."""
     config = checked_settings(source_class, options)
     mistakes = list(config.check())
     expect(not mistakes, f"check() finds mistakes in these options: {'; '.join(mistakes)}")
@@ -22,7 +22,7 @@ def check_dataset(source_class: type, **options: Any) -> None:
     again: Any = source_class(config)
     for role, images in (("pretrain", pretrain), ("train", train), ("test", test)):
         if images is not None:
-            _checksmall_images(role, images)
+            _check_images(role, images)
             same = images.fingerprint() == again.images(role).fingerprint()
             expect(same, f"{role}: the fingerprint of unchanged images must stay the same")
     for role, images in (("train", train), ("test", test)):
@@ -32,12 +32,12 @@ def check_dataset(source_class: type, **options: Any) -> None:
     _check_data_advice(source)
 
 
-def _checksmall_images(role: str, images: Any) -> None:
+def _check_images(role: str, images: Any) -> None:
     expect(len(images) > 0, f"{role}: there must be images; give None where the data has none")
     expect(isinstance(images.fingerprint(), str), f"{role}: the fingerprint must be a string")
     for index in {0, len(images) // 2, len(images) - 1}:
         name = images.name(index)
-        expect(isinstance(name, str) and bool(name), f"{role}: name({index}) must be a word for messages")
+        expect(isinstance(name, str) and bool(name), f"{role}: name({index}) must be a name for messages")
         pixels = np.asarray(images.load(index))
         expect(
             pixels.dtype == np.uint8 and pixels.ndim in (2, 3) and min(pixels.shape[:2]) > 0,

@@ -18,10 +18,10 @@ from sslkit.testing.examples import example_subject, unlabelled_subject
 
 
 def check_evaluator(evaluator_class: type[Evaluator], **options: Any) -> None:
-    """Check an evaluator on three classes whose features and colours lie far apart: plain figures, the same each time.
+    """Check an evaluator on three well-separated classes: plain, reproducible results.
 
-    It is given a whole `Subject`: images, TinyBackbone, a projection head, a folder for pictures; and where it needs
-    no labels, one without.
+    It is given a whole `Subject`: images, TinyBackbone, a projection head, a folder for figures; and if it needs
+    no labels, also an unlabelled one.
     """
     expect(issubclass(evaluator_class, Evaluator), "an evaluator is a subclass of sslkit.evaluation.Evaluator")
     config = checked_settings(evaluator_class, options)
@@ -43,11 +43,11 @@ def check_evaluator(evaluator_class: type[Evaluator], **options: Any) -> None:
     expect(first == second, f"an evaluator must give the same figures each time, not {first} and then {second}")
     _check_kept(subject, features, weights)
     protocol = evaluator.protocol
-    expect(isinstance(protocol, str) and bool(protocol), "protocol must state in words how the figures came about")
+    expect(isinstance(protocol, str) and bool(protocol), "protocol must describe how the results were obtained")
 
 
 def _repeatable(evaluator_class: type, figures: dict[str, float]) -> dict[str, float | None]:
-    """The figures, without the values of those that may vary."""
+    """Results with the values of those that may vary replaced by None."""
     varies = getattr(evaluator_class, "varies", ())
     return {name: None if name.startswith(tuple(varies)) else value for name, value in figures.items()}
 

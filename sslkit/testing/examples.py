@@ -1,4 +1,4 @@
-"""What components are tried on: the quickest backbone, a few images, and classes that lie far apart."""
+"""Example components for the checks: the quickest backbone, a few images, and well-separated classes."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sslkit.evaluation.extraction import Features, Preprocessing
 from sslkit.evaluation.subject import Subject
 
 IMAGES = 8
-"""Images of a batch."""
+"""Number of images in a batch."""
 
 
 class TinyBackbone(nn.Sequential):
@@ -32,7 +32,7 @@ class TinyBackbone(nn.Sequential):
 
 
 def small_images(size: int) -> Tensor:
-    """uint8 [IMAGES, 3, size, size], channels_last as loaders give them: gradients with some noise."""
+    """Random uint8 [IMAGES, 3, size, size], channels_last as loaders give them: gradients with some noise."""
     ramp = torch.linspace(0, 200, size)
     images = (ramp[:, None] * torch.rand(IMAGES, 3, 1, 1) + ramp * torch.rand(IMAGES, 3, 1, 1)) / 2
     noisy = images + 30 * torch.rand(IMAGES, 3, size, size)
@@ -40,10 +40,10 @@ def small_images(size: int) -> Tensor:
 
 
 def example_subject(folder: Path) -> Subject:
-    """Images of three colours, packed, and features in three clusters to judge beside them."""
+    """A subject with packed images of three colours, and features in three separate clusters."""
 
     class Example(Subject):
-        """The features are given, so that every evaluator can tell the classes apart."""
+        """A subject with given features, so that every evaluator can tell the classes apart."""
 
         features = _clusters()
 
@@ -51,17 +51,17 @@ def example_subject(folder: Path) -> Subject:
         _coloured("train", Example.features.train_y, folder),
         _coloured("test", Example.features.test_y, folder),
     )
-    return _before(Example, train, test, folder)
+    return _subject(Example, train, test, folder)
 
 
 def unlabelled_subject(folder: Path) -> Subject:
-    """The same before images whose colours nobody named."""
+    """A subject with images of three colours that have no labels."""
     store = _coloured("pretrain", torch.arange(30) % 3, folder)
     store.labels = None
-    return _before(Subject, store, store, folder)
+    return _subject(Subject, store, store, folder)
 
 
-def _before(kind: type[Subject], train: Store, test: Store, folder: Path) -> Subject:
+def _subject(kind: type[Subject], train: Store, test: Store, folder: Path) -> Subject:
     return kind(
         TinyBackbone(),
         train,

@@ -11,7 +11,7 @@ from sslkit.testing.contract import expect
 def check_precision(loss: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Check that a loss is computed in float32 under autocast and for half inputs, and that float64 stays.
 
-    inputs: what the loss takes, in float64, such as two embeddings [N, D]. See `sslkit.nn.losses.full_precision`.
+    inputs: arguments of the loss in float64, such as two embeddings [N, D]. See `sslkit.nn.losses.full_precision`.
     """
     inputs = tuple(z.detach() for z in inputs)
     exact = loss(*inputs)

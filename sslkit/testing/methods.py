@@ -23,9 +23,9 @@ def check_method(
     backbone: str | Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> None:
-    """Check a method: settings, a few steps on its own view recipe, and that its state_dict is complete.
+    """Check a method: settings, a few steps on its own augmentation, and that its state_dict is complete.
 
-    `backbone` is a registered name, or makes a module with `.width`; None: what the method's `defaults` name, else
+    `backbone` is a registered name, or makes a module with `.width`; None: the one in the method's `defaults`, else
     `TinyBackbone`.
     """
     expect(issubclass(method_class, Method), "a method is a subclass of sslkit.methods.Method")
@@ -58,18 +58,20 @@ def _make_method(
     method_class: type[Method], config: Config, image_size: int, backbone: str | Callable[[], nn.Module]
 ) -> Method:
     if isinstance(backbone, str):
-        made = create_backbone(method_class.trained_backbone(Choice(name=backbone)), image_size)
+        net = create_backbone(method_class.trained_backbone(Choice(name=backbone)), image_size)
     else:
-        made = backbone()
-    return method_class(config, made, RunInfo(images=4 * IMAGES, classes=2, image_size=image_size))
+        net = backbone()
+    return method_class(config, net, RunInfo(images=4 * IMAGES, classes=2, image_size=image_size))
 
 
 def _make_batch(method_class: type[Method], image_size: int) -> Batch:
-    recipe_class = plugins.find("augmentations", method_class.augment)
-    recipe = recipe_class(config_class(recipe_class)(), image_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    augmentation_class = plugins.find("augmentations", method_class.augment)
+    augmentation = augmentation_class(
+        config_class(augmentation_class)(), image_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    )
     labels = torch.arange(IMAGES) % 2 if method_class.uses_labels else None
     return Batch(
-        recipe(small_images(image_size), torch.Generator().manual_seed(0)),
+        augmentation(small_images(image_size), torch.Generator().manual_seed(0)),
         torch.randperm(4 * IMAGES)[:IMAGES],
         labels,
     )
@@ -85,14 +87,14 @@ def _check_backbone_kept_once(method: Method) -> None:
 
 
 def _check_embeddings(method: Method, batch: Batch) -> None:
-    """Rows of different micro-batches and processes are concatenated, so each must belong to one image."""
+    """Check for one row per image, because rows of different micro-batches and processes are concatenated."""
     with seeded(2), torch.no_grad():
         embedded = method.embed(batch)
     expect(isinstance(embedded, dict) and bool(embedded), "embed must return a dict of tensors")
     for name, rows in embedded.items():
         expect(
             isinstance(rows, Tensor) and rows.ndim > 0 and len(rows) == IMAGES,
-            f"embed: {name} must have one row an image, [{IMAGES}, ...], the image first: use batch.by_image(...)",
+            f"embed: {name} must have one row per image, [{IMAGES}, ...], the image first: use batch.by_image(...)",
         )
 
 
@@ -104,7 +106,7 @@ def _check_forward(method: Method, batch: Batch) -> None:
     expect(isinstance(out, dict) and "loss" in out, 'forward must return a dict with a "loss"')
     loss = out["loss"]
     expect(loss.ndim == 0 and bool(loss.isfinite()), f"the loss must be a finite scalar, not {loss}")
-    expect(loss.requires_grad, "the loss must carry a graph to back-propagate through")
+    expect(loss.requires_grad, "the loss must carry a graph for back-propagation")
     for name, value in out.items():
         plain = isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad
         expect(
@@ -135,7 +137,7 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_state_is_complete(method: Method, twin: Method, batch: Batch) -> None:
-    """A twin that was built anew and given the state_dict must go on exactly as the method does."""
+    """A new twin that loads the state_dict must continue exactly as the method does."""
     method.zero_grad()
     restore(method, twin)
     for progress in (0.5, 0.6):
@@ -147,6 +149,6 @@ def _check_state_is_complete(method: Method, twin: Method, batch: Batch) -> None
             twin.after_step(progress)
         expect(
             torch.equal(loss, again),
-            "a method restored from its state_dict must go on exactly as before, but its loss differs: keep "
+            "a method restored from its state_dict must continue exactly as before, but its loss differs: keep "
             "every tensor that changes in a parameter or a registered buffer",
         )

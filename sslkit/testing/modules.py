@@ -1,4 +1,4 @@
-"""What methods and backbones have in common as modules: gradients, and weights that can be saved."""
+"""Checks that methods and backbones share as modules: gradients, and weights that can be saved."""
 
 from safetensors.torch import load, save
 from torch import nn
@@ -7,7 +7,7 @@ from sslkit.testing.contract import expect
 
 
 def check_gradients(module: nn.Module) -> None:
-    """After a backward pass: every trainable parameter has a finite gradient."""
+    """Check after a backward pass that every trainable parameter has a finite gradient."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     without = [name for name, p in trained.items() if p.grad is None]
     expect(
@@ -20,7 +20,7 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def restore(module: nn.Module, twin: nn.Module) -> None:
-    """Give `twin` the state of `module` through safetensors, as checkpoints go."""
+    """Give `twin` the state of `module` through safetensors, as checkpoints do."""
     try:
         saved = save({name: value.contiguous() for name, value in module.state_dict().items()})
     except RuntimeError as error:

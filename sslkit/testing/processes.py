@@ -1,4 +1,4 @@
-"""Work in two processes, as two GPUs would share it."""
+"""Work in two processes that share a process group, as two GPUs would."""
 
 import multiprocessing
 import os
@@ -21,18 +21,20 @@ IMPORTED = (
     "torch.nn.parallel.distributed",
     "matplotlib.pyplot",
 )
-"""What a run imports sooner or later: seconds of it, most of the time of a short test."""
+"""Modules that a run imports sooner or later, which takes most of the time of a short test."""
 
 
 def fork_server() -> multiprocessing.context.BaseContext:
-    """Starts processes that have imported what a run needs, in no time where the system can fork (Linux, macOS).
+    """Return a context whose processes start with these modules imported, at once where the system can fork.
 
-    They are forked from a server that has imported and done nothing else, so they share no state with this process.
+    Linux and macOS can; elsewhere processes are spawned.
+
+    They are forked from a server that has only imported modules, so they share no state with this process.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # Without effect once the server is running.
+    # Has no effect once the server is running.
     context.set_forkserver_preload(list(IMPORTED))
     with _our_path():
         forkserver.ensure_running()
@@ -41,7 +43,7 @@ def fork_server() -> multiprocessing.context.BaseContext:
 
 @contextmanager
 def _our_path() -> Iterator[None]:
-    """The server is to import what this process would: Python 3.11 tells it nothing of `sys.path`."""
+    """Let the server import what this process would: Python 3.11 does not pass `sys.path` on to it."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     try:
@@ -53,7 +55,7 @@ def _our_path() -> Iterator[None]:
 def in_two_processes(work: Callable[..., Any], *args: Any) -> None:
     """Call work(rank, *args) in two processes that share a process group, on the CPU, one thread each.
 
-    `work` and `args` are pickled, so `work` is a function of a module. Raises what one of them raises.
+    `work` and `args` are pickled, so `work` is a function of a module. Raises what one of the processes raises.
     """
     method = fork_server().get_start_method()
     with tempfile.TemporaryDirectory() as folder:

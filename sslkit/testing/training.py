@@ -1,4 +1,4 @@
-"""A few steps on one batch, for tests of what a method learns."""
+"""Training for a few steps on one batch, for tests of what a method learns."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from sslkit.methods.base import Batch, Method
 def steps_on(
     batch: Batch, method: Method, optimizer: torch.optim.Optimizer, steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Train on the one batch, with `after_step` as in a run: what `forward` gave in the first step and in the last."""
+    """Train on one batch, with `after_step` as in a run; return the results of `forward` at the first and last step."""
     outs = []
     for step in range(steps):
         optimizer.zero_grad()

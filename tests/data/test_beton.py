@@ -329,7 +329,7 @@ def test_a_neighbour_that_tells_of_other_images_is_named(tmp_path, other, mode):
     pack(images(20), tmp_path / "a.beton", size=64, mode=mode)
     pack(other(), tmp_path / "b.beton", size=64, mode=mode)
     (tmp_path / "b.beton.json").replace(tmp_path / "a.beton.json")
-    with pytest.raises(UserError, match=r"a\.beton\.json tells of other images than those of a\.beton; delete it"):
+    with pytest.raises(UserError, match=r"a\.beton\.json describes other images than those of a\.beton; delete it"):
         Store(tmp_path / "a.beton")
 
 
@@ -340,7 +340,7 @@ def test_a_neighbour_without_a_mark_is_known_by_its_count(tmp_path):
     file.write_text(json.dumps(about))
     assert Store(store.path).classes == ("a", "b", "c")
     file.write_text(json.dumps(about | {"names": about["names"][1:]}))
-    with pytest.raises(UserError, match="tells of other images"):
+    with pytest.raises(UserError, match="describes other images"):
         Store(store.path)
 
 

@@ -1,4 +1,4 @@
-"""SwAV and DINO, and the multi-crop views that both learn from."""
+"""SwAV and DINO, and the multi-crop augmentations that both use."""
 
 from typing import Any
 

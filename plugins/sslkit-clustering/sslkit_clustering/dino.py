@@ -1,4 +1,4 @@
-"""DINO: a student matches the distribution over prototypes that a slow copy of it makes of other crops."""
+"""DINO: a student network predicts a momentum teacher's distribution over prototypes for other crops."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.machine import distributed
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
@@ -15,25 +14,25 @@ from sslkit_clustering.assignments import Prototypes, swapped_cross_entropy
 
 
 class DINO(Method):
-    """Match a slow copy's soft assignment of other crops, kept spread by a centre (Caron et al. 2021).
+    """Match a momentum teacher's soft assignment of other crops, kept spread by a centre (Caron et al. 2021).
 
     Self-Distillation with No Labels, arXiv:2104.14294: Algorithm 1 with multi-crop (Eq. 3). The teacher sees
-    the full-size views; its outputs are centred with their moving average (Eq. 4) and sharpened. Head as in
-    the reference code: three layers with GELU, a bottleneck of unit length, and a weight-normalised last
+    the full-size views; its outputs are centred by their moving average (Eq. 4) and sharpened. The projection head
+    follows the reference code: three layers with GELU, an L2-normalised bottleneck, and a weight-normalised last
     layer. Works with vision transformers and with convolutional networks.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         prototypes: int = Field(default=65536, ge=2)
-        """K: width of the output; a few thousand do for small data."""
+        """K: width of the output; a few thousand suffice for small data."""
         student_temperature: float = Field(default=0.1, gt=0)
         """τ_s of Eq. 1."""
         teacher_temperature: float = Field(default=0.07, gt=0)
-        """τ_t after its warm-up; lower it towards 0.04 where the loss stays at log K."""
+        """τ_t after its warm-up; lower it towards 0.04 if the loss stays at log K."""
         warmup_teacher_temperature: float = Field(default=0.04, gt=0)
         """τ_t at the start."""
         warmup_teacher: float = Field(default=0.1, gt=0, le=1)
-        """Share of the run in which τ_t rises linearly; 30 of 300 epochs."""
+        """Share of the run over which τ_t rises linearly; 30 of 300 epochs."""
         momentum: float = Field(default=0.996, ge=0, le=1)
         """λ: the teacher's momentum at the start; it rises to 1 along a cosine."""
         centre_momentum: float = Field(default=0.9, ge=0, le=1)
@@ -41,11 +40,11 @@ class DINO(Method):
         hidden: int = Field(default=2048, ge=1)
         """Width of the head's two hidden layers."""
         bottleneck: int = Field(default=256, ge=1)
-        """Width of what the last layer sees."""
+        """Width of the input of the last layer."""
         norm: bool = False
         """Batch norm in the head."""
         freeze_last_layer: float = Field(default=0.01, ge=0, le=1)
-        """Share of the run in which the last layer stays as it is; 1 of 100 epochs."""
+        """Share of the run during which the last layer is frozen; 1 of 100 epochs."""
 
     augment: ClassVar[str] = "dino"
     defaults: ClassVar[dict[str, Any]] = {
@@ -71,7 +70,7 @@ class DINO(Method):
         self._teacher_means: list[Tensor] = []
 
     def _student(self) -> nn.Sequential:
-        # Made when needed: a module that kept it would register the backbone a second time.
+        # Built on demand: a stored module would register the backbone a second time.
         return nn.Sequential(self.backbone, self.head, self.prototypes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -108,7 +107,7 @@ class DINO(Method):
         return out
 
     def after_step(self, progress: float) -> None:
-        """The centre follows the teacher's outputs, and the teacher the student."""
+        """Update the centre with the teacher's outputs, and the teacher with the student's weights."""
         centre = distributed.mean(torch.stack(self._teacher_means).mean(0))
         self.centre.lerp_(centre, 1 - self.config.centre_momentum)
         self._teacher_means.clear()

@@ -1,4 +1,4 @@
-"""Multi-crop: two full-size views and several small ones of little of the image, which cost little."""
+"""Multi-crop: two full-size views and several cheap small views of small parts of the image."""
 
 from typing import Self
 
@@ -11,23 +11,21 @@ from sslkit.augment.base import Triple
 
 
 class MultiCrop(Augmentation):
-    """Two large views and six small ones; crops and flips alone (Caron et al. 2020, 3.2).
+    """Two full-size views and six small ones; crops and flips alone (Caron et al. 2020, 3.2).
 
     Multi-crop, arXiv:2006.09882. The small views share flip, rotate, jitter, grayscale and extra with the
-    large ones, have a crop and blur of their own, and are never solarized.
+    full-size ones, have a crop and blur of their own, and are never solarized.
     """
 
     class Config(MultiViewAugmentation.Config):
-        """What `augment.<field>=` accepts."""
-
         crop: Crop = Crop(scale=(0.14, 1.0), ratio=(3 / 4, 4 / 3))
         flip: Flip = Flip(p=0.5)
         local_views: int = Field(default=6, ge=0)
         """Number of small views of each image; 0: none."""
         local_size: int | None = Field(default=None, ge=16)
-        """Their height and width in pixels; null: 96/224 of a full-size view's, a multiple of 8."""
+        """Height and width of the small views in pixels; null: 96/224 of a full-size view's, a multiple of 8."""
         local_crop: Crop = Crop(scale=(0.05, 0.14), ratio=(3 / 4, 4 / 3))
-        """Random box of the small views: scale, ratio."""
+        """Random crop of the small views: scale, ratio."""
         local_blur: Blur = Blur()
         """Gaussian blur of the small views: p, sigma, kernel."""
 
@@ -51,18 +49,19 @@ class MultiCrop(Augmentation):
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Large views [V*B, 3, S, S], then small ones [L*B, 3, s, s] unless L is 0; see `Augmentation.forward`."""
+        """Return full-size views [V*B, 3, S, S], then small views [L*B, 3, s, s] unless L is 0.
+
+        See `Augmentation.forward`.
+        """
         large = self.large(images, generator)
         tensors: list[Tensor] = large + self.small(images, generator) if self.small else large
         return tensors
 
 
 class SwAVCrops(MultiCrop):
-    """SwAV's multi-crop: SimCLR's colours on all views (Caron et al. 2020, A.1 and reference code)."""
+    """SwAV's multi-crop: SimCLR's colour distortion on all views (Caron et al. 2020, A.1 and reference code)."""
 
     class Config(MultiCrop.Config):
-        """What `augment.<field>=` accepts."""
-
         jitter: Jitter = Jitter(p=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
         grayscale: Grayscale = Grayscale(p=0.2)
         blur: Blur = Blur(p=0.5, sigma=(0.1, 2.0), kernel=0.1)
@@ -70,11 +69,9 @@ class SwAVCrops(MultiCrop):
 
 
 class DINOCrops(MultiCrop):
-    """DINO's multi-crop: BYOL's colours, larger boxes than SwAV's (Caron et al. 2021, A and reference code)."""
+    """DINO's multi-crop: BYOL's colour distortion, larger crops than SwAV's (Caron et al. 2021, A and code)."""
 
     class Config(MultiCrop.Config):
-        """What `augment.<field>=` accepts."""
-
         crop: Crop = Crop(scale=(0.4, 1.0), ratio=(3 / 4, 4 / 3))
         jitter: Jitter = Jitter(p=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
         grayscale: Grayscale = Grayscale(p=0.2)
@@ -85,7 +82,7 @@ class DINOCrops(MultiCrop):
 
 
 def local_size_for(image_size: int) -> int:
-    """96/224 of `image_size`, in pixels, to the nearest multiple of 8 from 16 on: 96 at 224, 40 at 96, 16 at 32."""
+    """Return 96/224 of `image_size` in pixels, as a multiple of 8, at least 16: 96 at 224, 40 at 96, 16 at 32."""
     return max(16, 8 * round(image_size * 96 / 224 / 8))
 
 

@@ -1,4 +1,4 @@
-"""SwAV: predict the cluster of one view from the others, with clusters of equal size."""
+"""SwAV: predict the cluster assignment of one view from other crops, with clusters of equal size."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.queues import Queue
@@ -14,32 +13,32 @@ from sslkit_clustering.assignments import Prototypes, sinkhorn, swapped_cross_en
 
 
 class SwAV(Method):
-    """Predict the cluster of a view from other crops; no pairs of images are compared (Caron et al. 2020).
+    """Predict the cluster assignment of a view from other crops, without comparing pairs of images (Caron et al. 2020).
 
     Swapping Assignments between Views, arXiv:2006.09882: swapped prediction (Eq. 2) of the codes of both
-    full-size views, which Sinkhorn-Knopp spreads evenly over the prototypes (Eq. 3 to 5), by all other crops
-    (Eq. 6). The defaults are those of the reference code's recipe for batches of 256 and 200 epochs.
+    full-size views, which Sinkhorn-Knopp spreads evenly over the prototypes (Eq. 3 to 5), from all other crops
+    (Eq. 6). The defaults are the reference code's settings for batches of 256 and 200 epochs.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         prototypes: int = Field(default=3000, ge=2)
-        """K: clusters; several times the number of classes that the images may have."""
+        """K: number of prototypes; several times the expected number of classes."""
         temperature: float = Field(default=0.1, gt=0)
         """τ of Eq. 2."""
         epsilon: float = Field(default=0.05, gt=0)
-        """ε of Eq. 3: the larger, the softer the codes."""
+        """ε of Eq. 3; larger values give softer codes."""
         sinkhorn_iterations: int = Field(default=3, ge=1)
-        """Rounds of Sinkhorn-Knopp."""
+        """Iterations of Sinkhorn-Knopp."""
         hidden: int = Field(default=2048, ge=1)
-        """Width of the projector's hidden layer."""
+        """Width of the projection head's hidden layer."""
         dim: int = Field(default=128, ge=1)
-        """Width of z, which the prototypes see."""
+        """Width of z, the embedding that is compared with the prototypes."""
         queue_length: int = Field(default=3840, ge=0)
-        """Earlier embeddings of each view that codes are computed with, for batches smaller than K; 0: none."""
+        """Earlier embeddings of each view that join the computation of codes, for batches smaller than K; 0: none."""
         queue_start: float = Field(default=0.075, ge=0, le=1)
-        """Share of the run after which the queue fills; 15 of 200 epochs."""
+        """Share of the run after which the queue is filled; 15 of 200 epochs."""
         freeze_prototypes: float = Field(default=0.005, ge=0, le=1)
-        """Share of the run in which the prototypes stay as they are; 1 of 200 epochs."""
+        """Share of the run during which the prototypes are frozen; 1 of 200 epochs."""
 
     augment: ClassVar[str] = "swav"
     defaults: ClassVar[dict[str, Any]] = {
@@ -62,14 +61,14 @@ class SwAV(Method):
         self._new: list[Tensor] = []
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Projections "z" of all crops, full-size ones first, [B, crops, dim]."""
+        """Return the embeddings "z" of all crops, full-size ones first, [B, crops, dim]."""
         self.expect_views(batch, 2)
-        # The projector sees all crops at once, as in the reference code, so that its batch norm mixes them.
+        # The head sees all crops at once, as in the reference code, so that its batch norm mixes them.
         features = torch.cat([self.backbone(crops) for crops in batch.crops])
         return {"z": batch.by_image(self.projector(features))}
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Swapped prediction, and how the prototypes are used."""
+        """Return the swapped-prediction loss, the usage of the prototypes and the state of the queue."""
         z = embeddings["z"]
         self._new.append(z[:, :2].detach())
         scores = self.prototypes(z, frozen=self.progress < self.config.freeze_prototypes)
@@ -86,17 +85,17 @@ class SwAV(Method):
         if not self.queues:
             return sinkhorn(scores, *settings)
         queue = self._queues()[view]
-        # What has not been pushed yet is random, and must not take part.
+        # Rows not pushed yet are random and must not take part.
         rows = torch.arange(-len(scores), len(queue.rows), device=scores.device)
         everyone = torch.cat([scores, self.prototypes(queue.rows).to(scores.dtype)])
         return sinkhorn(everyone, *settings, absent=rows >= queue.pushed)[: len(scores)]
 
     def _queues(self) -> list[Queue]:
-        # A ModuleList does not know what kind of modules it holds.
+        # Indexing a ModuleList yields plain Modules to the type checker.
         return [queue for queue in self.queues if isinstance(queue, Queue)]
 
     def after_step(self, progress: float) -> None:
-        """The step's projections enter the queues, once it is time."""
+        """Push the embeddings of the step into the queues, once `queue_start` is reached."""
         self.progress.fill_(progress)
         if progress >= self.config.queue_start:
             for view, queue in enumerate(self._queues()):
@@ -106,9 +105,9 @@ class SwAV(Method):
 
 @torch.no_grad()
 def code_health(codes: Tensor) -> dict[str, Tensor]:
-    """Scalars worth logging of codes [N, 2, K].
+    """Return scalars worth logging about codes [N, 2, K].
 
-    code_usage: share of the prototypes that are the first choice of some view, at most 2N/K; collapse is 1/K.
+    code_usage: share of the prototypes that are the first choice of some view, at most 2N/K; 1/K at collapse.
     code_entropy: mean entropy of a code in nats, 0 to log K.
     code_agreement: share of the images whose two views have the same first choice, 0 to 1 (chance is 1/K).
     """

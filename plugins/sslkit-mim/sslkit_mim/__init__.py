@@ -1,4 +1,4 @@
-"""MAE: a vision transformer learns by filling in the hidden patches of an image."""
+"""MAE: a vision transformer learns by reconstructing the masked patches of an image."""
 
 from typing import Any
 

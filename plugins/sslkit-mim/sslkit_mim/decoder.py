@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class Decoder(nn.Module):
     """A narrow vision transformer (He et al. 2022, 3): [N, P+k, encoder_dim] -> [N, L, pixels].
 
-    encoder_dim: width of the tokens that come in, of which the first `prefix` (P) belong to no patch.
-    grid: rows and columns of patches, L in all. pixels: values a patch.
-    Positions are fixed sines and cosines; prefix tokens have none, as in the reference code.
+    encoder_dim: width of the input tokens; the first `prefix` (P) of them belong to no patch.
+    grid: rows and columns of patches, L in all. pixels: values per patch.
+    Position embeddings are fixed sines and cosines; prefix tokens have none, as in the reference code.
     """
 
     positions: Tensor
@@ -30,7 +30,10 @@ class Decoder(nn.Module):
         self.apply(_initialise)
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """visible: int64 [N, k], which patches the tokens after the first P are of."""
+        """Predict the pixels of all patches, [N, L, pixels].
+
+        tokens: [N, P+k, encoder_dim]. visible: int64 [N, k], the patch number of each token after the first P.
+        """
         tokens = self.embed(tokens)
         prefix, seen = tokens[:, : self.prefix], tokens[:, self.prefix :]
         masked = self.mask_token.to(seen.dtype).expand(len(seen), *self.positions.shape)

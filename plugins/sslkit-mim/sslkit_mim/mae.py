@@ -1,4 +1,4 @@
-"""MAE: hide most patches of an image, and paint them from the few that are left."""
+"""MAE: mask most patches of an image and reconstruct them from the few that stay visible."""
 
 from typing import Any, ClassVar, Self
 
@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.errors import UserError
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit_mim.decoder import Decoder
@@ -15,25 +14,25 @@ from sslkit_mim.pixels import hidden_mean, hidden_mse, patch_pixels
 
 
 class MAE(Method):
-    """Paint the hidden three quarters of an image from the rest; for vision transformers (He et al. 2022).
+    """Reconstruct the masked three quarters of an image; for vision transformers (He et al. 2022).
 
-    Masked Autoencoders, arXiv:2111.06377: the encoder, which is the backbone itself, sees the visible patches
-    alone; a narrow decoder, thrown away afterwards, predicts the pixels of the hidden ones, normalised a patch
-    (Section 3). The encoder's positions are the backbone's own, trainable in timm's networks; the paper's are
-    fixed.
+    Masked Autoencoders, arXiv:2111.06377: the encoder, which is the backbone itself, sees only the visible
+    patches; a narrow decoder, discarded after pre-training, predicts the pixels of the masked ones, normalised per
+    patch (Section 3). The encoder's position embeddings are the backbone's own, trainable in timm's networks; the
+    paper's are fixed.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-        """Share of the patches that is hidden."""
+        """Share of the patches that is masked."""
         decoder_dim: int = Field(default=512, ge=4)
-        """Width of the decoder, a multiple of 4 and of decoder_heads; half of the backbone's is usually enough."""
+        """Width of the decoder, a multiple of 4 and of decoder_heads; half of the backbone's usually suffices."""
         decoder_depth: int = Field(default=8, ge=1)
-        """Blocks of the decoder; one does for fine-tuning, linear probing wants more (Table 1a)."""
+        """Blocks of the decoder; one suffices for fine-tuning, a linear probe benefits from more (Table 1a)."""
         decoder_heads: int = Field(default=16, ge=1)
         """Attention heads of the decoder."""
         norm_pixels: bool = True
-        """Predict pixels less their patch's mean, over its standard deviation (Table 1d)."""
+        """Predict pixels minus their patch's mean, divided by its standard deviation (Table 1d)."""
 
         @model_validator(mode="after")
         def _heads_divide(self) -> Self:
@@ -56,7 +55,7 @@ class MAE(Method):
     backbone: VisionTransformer
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
-        # A pooling with weights of its own would never be trained here.
+        # A pooling layer with weights would never be trained here.
         if not isinstance(backbone, VisionTransformer) or backbone.global_pool == "map":
             raise UserError("mae needs a vision transformer; use backbone=vit_tiny")
         super().__init__(config, backbone, info)
@@ -94,17 +93,17 @@ class MAE(Method):
         }
 
     def encode(self, images: Tensor, visible: Tensor) -> Tensor:
-        """The backbone's last tokens of the patches `visible`, int64 [N, k]: [N, P+k, width], prefix tokens first."""
+        """Return the backbone's last tokens of prefix and patches `visible`, int64 [N, k]: [N, P+k, width]."""
 
         def keep(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
             prefix, patches = tokens.tensor_split([self.backbone.num_prefix_tokens], dim=1)
             rows = visible[:, :, None].expand(-1, -1, patches.shape[2])
             return torch.cat([prefix, patches.gather(1, rows)], dim=1)
 
-        # timm drops patches between positions and blocks, at random; here it is told which.
+        # timm drops random patches between position embedding and blocks; this hook drops the masked ones instead.
         handle = self.backbone.patch_drop.register_forward_hook(keep)
         try:
-            # Networks that pool the mean have their last norm after it.
+            # Networks with average pooling apply their last norm after it.
             out: Tensor = self.backbone.fc_norm(self.backbone.forward_features(images))
             return out
         finally:

@@ -1,4 +1,4 @@
-"""What MAE predicts and how far off it is, as pure functions."""
+"""MAE's prediction targets and reconstruction error, as pure functions."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,10 @@ from sslkit.nn.losses import full_precision
 
 
 def patch_pixels(images: Tensor, size: int, normalise: bool = False) -> Tensor:
-    """Images [N, 3, H, W] as rows of their patches' values, [N, L, 3·size²]; `F.fold` puts them together again.
+    """Rows of the pixel values of each patch, [N, L, 3·size²], of images [N, 3, H, W]; `F.fold` inverts it.
 
-    normalise: less the patch's mean, over its standard deviation (He et al. 2022, 3, "Reconstruction target").
+    normalise: subtract the patch's mean and divide by its standard deviation (He et al. 2022, 3, "Reconstruction
+    target").
     """
     pixels = F.unfold(images, size, stride=size).transpose(1, 2)
     if not normalise:
@@ -20,10 +21,10 @@ def patch_pixels(images: Tensor, size: int, normalise: bool = False) -> Tensor:
 
 
 def hidden_mse(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-    """Mean squared error over the values of hidden patches alone (He et al. 2022, 3).
+    """Mean squared error over the values of masked patches only (He et al. 2022, 3).
 
-    predicted, target: [N, L, D], or what broadcasts; hidden: [N, L], 1 where a patch is hidden, 0 where it is
-    visible, some of each. Computed in float32 under autocast; float64 stays.
+    predicted, target: [N, L, D], or broadcastable to it; hidden: [N, L], 1 where a patch is masked, 0 where it is
+    visible, with at least one masked. Computed in float32 under autocast; float64 stays.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         errors = (full_precision(predicted) - target).square().mean(2)
@@ -31,5 +32,5 @@ def hidden_mse(predicted: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
 
 
 def hidden_mean(target: Tensor, hidden: Tensor) -> Tensor:
-    """Mean of the values [N, L, D] of hidden patches, as a scalar."""
+    """Mean over the values [N, L, D] of masked patches, as a scalar."""
     return (target.mean(2) * hidden).sum() / hidden.sum()

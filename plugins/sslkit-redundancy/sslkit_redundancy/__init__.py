@@ -1,4 +1,4 @@
-"""Methods that keep features from repeating each other: Barlow Twins and VICReg."""
+"""Redundancy-reduction methods: Barlow Twins and VICReg."""
 
 from typing import Any
 

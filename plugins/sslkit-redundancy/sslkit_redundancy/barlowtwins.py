@@ -1,4 +1,4 @@
-"""Barlow Twins: make the cross-correlation of two views' features the identity matrix."""
+"""Barlow Twins: drive the cross-correlation of two views' embeddings towards the identity matrix."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.health import feature_std
@@ -14,20 +13,20 @@ from sslkit_redundancy.losses import cross_correlation, redundancy_reduction
 
 
 class BarlowTwins(Method):
-    """Make each feature agree between views and differ from all others; no negatives (Zbontar et al. 2021).
+    """Make embedding dimensions agree between views and decorrelate, without negatives (Zbontar et al. 2021).
 
     Barlow Twins: Self-Supervised Learning via Redundancy Reduction, arXiv:2103.03230, Algorithm 1, with BYOL's
-    views (Section 2.2). Each view passes through the network on its own, as in the official code. The loss
-    grows with `dim`, so `redundancy_weight` may want another value where that is changed.
+    augmentation (Section 2.2). Each view passes through the network separately, as in the official code. The loss
+    grows with `dim`, so `redundancy_weight` may need another value when `dim` is changed.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         redundancy_weight: float = Field(default=0.005, ge=0)
-        """λ of Eq. 1: weight of the correlations between different features."""
+        """λ of Eq. 1: weight of the correlations between different dimensions."""
         hidden: int = Field(default=8192, ge=1)
-        """Width of the projector's two hidden layers; 2048 suits small GPUs: 8192 costs 67 million weights a layer."""
+        """Width of the head's two hidden layers; 2048 suits small GPUs, as 8192 costs 67 million weights per layer."""
         dim: int = Field(default=8192, ge=1)
-        """D: width of the embeddings; the paper's accuracy grows with it up to 16384 (Figure 4)."""
+        """D: width of the embedding; the paper's accuracy grows with it up to 16384 (Figure 4)."""
 
     augment: ClassVar[str] = "byol"
     defaults: ClassVar[dict[str, Any]] = {
@@ -45,15 +44,15 @@ class BarlowTwins(Method):
         self.projector = mlp(self.width, config.hidden, config.hidden, config.dim, last_bias=False)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """{"z": [B, 2, dim]}."""
+        """Return {"z": [B, 2, dim]}, the embeddings of both views."""
         self.expect_views(batch, 2)
         return {"z": torch.stack([self.projector(self.backbone(view)) for view in batch.views.chunk(2)], dim=1)}
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss, and what tells that it works.
+        """Return the loss and scalars that show how it is met.
 
-        on_diagonal: mean correlation of a feature between the views, which rises to 1.
-        off_diagonal: root mean square correlation of different features, which falls to 0.
+        on_diagonal: mean correlation of a dimension between the views, which rises to 1.
+        off_diagonal: root mean square correlation of different dimensions, which falls to 0.
         embedding_std: `feature_std` of the first view's embeddings.
         """
         z0, z1 = embeddings["z"].unbind(1)
@@ -62,7 +61,7 @@ class BarlowTwins(Method):
         return {
             "loss": redundancy_reduction(diagonal, off_diagonal, self.config.redundancy_weight),
             "on_diagonal": diagonal.detach().mean(),
-            # Rounding may leave a sum of squares a little below zero.
+            # Rounding may leave the sum of squares slightly below zero.
             "off_diagonal": (off_diagonal.detach().clamp_min(0) / pairs).sqrt(),
             "embedding_std": feature_std(z0),
         }

@@ -1,6 +1,6 @@
 """The losses of Barlow Twins and VICReg as pure functions of two views' embeddings.
 
-Each comes in two halves, statistics of the batch and a loss of those, for the statistics are worth logging.
+Each is split into statistics of the batch and a loss of those, because the statistics are worth logging.
 """
 
 import torch
@@ -17,19 +17,19 @@ NORM_EPSILON = 1e-5
 
 
 def barlow_twins(z0: Tensor, z1: Tensor, redundancy_weight: float = 0.005) -> Tensor:
-    """Barlow Twins' loss (Zbontar et al. 2021, arXiv:2103.03230, Eq. 1 and Algorithm 1).
+    """Loss of Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230, Eq. 1 and Algorithm 1).
 
-    z0, z1: [N, D], two views of the same N > 1 images, in the same order; any scale and shift of a feature.
+    z0, z1: [N, D], two views of the same N > 1 images, in the same order; each dimension of any scale and shift.
     redundancy_weight: λ ≥ 0.
     Returns Σ_i (1 - c_ii)² + λ Σ_i Σ_j≠i c_ij², with c of `cross_correlation`: 0 where the views agree and
-    their features are uncorrelated. Computed in float32 under autocast; float64 stays.
-    Raises ValueError where the shapes do not pair up or there is one image only.
+    the dimensions are uncorrelated. Computed in float32 under autocast; float64 stays.
+    Raises ValueError if the shapes do not pair up or there is only one image.
     """
     return redundancy_reduction(*cross_correlation(z0, z1), redundancy_weight)
 
 
 def cross_correlation(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
-    """Correlation c of each feature of z0 with each of z1 over the batch (Eq. 2): c_ii, [D], and Σ_i Σ_j≠i c_ij²."""
+    """Correlation c over the batch of each dimension of z0 with each of z1 (Eq. 2): c_ii, [D], and Σ_i Σ_j≠i c_ij²."""
     _check_pair(z0, z1)
     with torch.autocast(z0.device.type, enabled=False):
         a, b = (F.batch_norm(full_precision(z), None, None, training=True, eps=NORM_EPSILON) for z in (z0, z1))
@@ -37,7 +37,7 @@ def cross_correlation(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def redundancy_reduction(diagonal: Tensor, off_diagonal: Tensor, redundancy_weight: float) -> Tensor:
-    """`barlow_twins` of `cross_correlation`."""
+    """`barlow_twins` in terms of the results of `cross_correlation`."""
     return (1 - diagonal).square().sum() + redundancy_weight * off_diagonal
 
 
@@ -53,24 +53,24 @@ def vicreg(
     gamma: float = 1.0,
     eps: float = 1e-4,
 ) -> Tensor:
-    """VICReg's loss (Bardes et al. 2022, arXiv:2105.04906, Eq. 6), scaled as in the official code.
+    """Loss of VICReg (Bardes et al. 2022, arXiv:2105.04906, Eq. 6), scaled as in the official code.
 
     z0, z1: [N, D], two views of the same N > 1 images, in the same order.
     invariance_weight, variance_weight, covariance_weight: λ, μ, ν ≥ 0.
     gamma, eps: see `vicreg_terms`.
     Returns the weighted sum of `vicreg_terms`. Computed in float32 under autocast; float64 stays.
-    Raises ValueError where the shapes do not pair up or there is one image only.
+    Raises ValueError if the shapes do not pair up or there is only one image.
     """
     return vicreg_sum(vicreg_terms(z0, z1, gamma, eps), invariance_weight, variance_weight, covariance_weight)
 
 
 def vicreg_terms(z0: Tensor, z1: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> dict[str, Tensor]:
-    """The three terms, scalars ≥ 0.
+    """The three terms of VICReg's loss, scalars ≥ 0.
 
-    invariance: mean square of z0 - z1. The official code averages over features where Eq. 5 sums.
-    variance: by how much each feature's standard deviation √(Var + eps) stays below gamma, mean over features
-    (Eqs. 1 and 2) and over the two views, which Eq. 6 sums: gamma - √eps where all images are one point.
-    covariance: sum of the squared covariances of different features, over D (Eqs. 3 and 4), of both views.
+    invariance: mean square of z0 - z1. The official code averages over dimensions where Eq. 5 sums.
+    variance: hinge loss of each dimension's standard deviation √(Var + eps) below gamma, averaged over dimensions
+    (Eqs. 1 and 2) and over the two views, which Eq. 6 sums: gamma - √eps where all embeddings are equal.
+    covariance: sum of the squared covariances of different dimensions, divided by D (Eqs. 3 and 4), of both views.
     """
     _check_pair(z0, z1)
     with torch.autocast(z0.device.type, enabled=False):
@@ -85,7 +85,7 @@ def vicreg_terms(z0: Tensor, z1: Tensor, gamma: float = 1.0, eps: float = 1e-4) 
 def vicreg_sum(
     terms: dict[str, Tensor], invariance_weight: float, variance_weight: float, covariance_weight: float
 ) -> Tensor:
-    """`vicreg` of `vicreg_terms`."""
+    """`vicreg` in terms of the results of `vicreg_terms`."""
     return (
         invariance_weight * terms["invariance"]
         + variance_weight * terms["variance"]
@@ -106,12 +106,12 @@ def _covariance(z: Tensor) -> Tensor:
 
 
 def _off_diagonal(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_i Σ_j≠i of the squares of aᵀb, for a, b: [N, D]."""
+    """Σ_i Σ_j≠i of the squared elements of aᵀb, for a, b: [N, D]."""
     n, dim = a.shape
     if n < dim:
-        # ‖aᵀb‖² = Σ aaᵀ∘bbᵀ: thousands of features need no [D, D] matrix, only [N, N] ones.
+        # ‖aᵀb‖² = Σ aaᵀ∘bbᵀ: with thousands of dimensions this needs no [D, D] matrix, only [N, N] ones.
         return ((a @ a.T) * (b @ b.T)).sum() - (a * b).sum(0).square().sum()
-    # The flattened matrix without its last element, in rows of D + 1, has the diagonal in its first column.
+    # Without its last element, the flattened matrix in rows of D + 1 has the diagonal in its first column.
     return (a.T @ b).flatten()[:-1].view(dim - 1, dim + 1)[:, 1:].square().sum()
 
 

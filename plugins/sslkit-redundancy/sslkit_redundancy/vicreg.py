@@ -1,4 +1,4 @@
-"""VICReg: hold the variance of every feature up, and their covariances down, while views agree."""
+"""VICReg: keep the variance of every embedding dimension up and the covariances down, while views agree."""
 
 from typing import Any, ClassVar
 
@@ -6,35 +6,34 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit_redundancy.losses import vicreg_sum, vicreg_terms
 
 
 class VICReg(Method):
-    """Agree between views, keep every feature's variance, decorrelate features; no negatives (Bardes et al. 2022).
+    """Align views, keep every dimension's variance, decorrelate dimensions; no negatives (Bardes et al. 2022).
 
     Variance-Invariance-Covariance Regularization, arXiv:2105.04906: loss of Eq. 6 with the terms scaled as in
-    the official code (invariance a mean over features, variance a mean over views), for which the weights are
-    meant. BYOL's views. Each view passes through the network on its own, as there.
+    the official code (invariance averaged over dimensions, variance averaged over views), to which the weights
+    belong. Uses BYOL's augmentation. Each view passes through the network separately, as in the official code.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         invariance_weight: float = Field(default=25.0, ge=0)
         """λ: weight of the distance between the views."""
         variance_weight: float = Field(default=25.0, ge=0)
-        """μ: weight of the standard deviations that stay below gamma; with 0 the network collapses."""
+        """μ: weight of the standard deviations below gamma; with 0 the network collapses."""
         covariance_weight: float = Field(default=1.0, ge=0)
-        """ν: weight of the covariances between different features."""
+        """ν: weight of the covariances between different dimensions."""
         gamma: float = Field(default=1.0, gt=0)
-        """γ: the standard deviation that every feature is to reach."""
+        """γ: target standard deviation of every dimension."""
         eps: float = Field(default=1e-4, gt=0)
-        """ε: added to the variance under the root."""
+        """ε: added to the variance under the square root."""
         hidden: int = Field(default=8192, ge=1)
-        """Width of the expander's two hidden layers; 2048 suits small GPUs: 8192 costs 67 million weights a layer."""
+        """Width of the expander's two hidden layers; 2048 suits small GPUs, 8192 costs 67 million weights per layer."""
         dim: int = Field(default=8192, ge=1)
-        """d: width of the embeddings."""
+        """d: width of the embedding."""
 
     augment: ClassVar[str] = "byol"
     defaults: ClassVar[dict[str, Any]] = {
@@ -51,12 +50,12 @@ class VICReg(Method):
         self.expander = mlp(self.width, config.hidden, config.hidden, config.dim, last_bias=False)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """{"z": [B, 2, dim]}."""
+        """Return {"z": [B, 2, dim]}, the embeddings of both views."""
         self.expect_views(batch, 2)
         return {"z": torch.stack([self.expander(self.backbone(view)) for view in batch.views.chunk(2)], dim=1)}
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss and its three terms, unweighted: a variance near gamma is collapse, near 0 is health."""
+        """Return the loss and its three terms, unweighted: a variance term near gamma is collapse, near 0 is health."""
         c = self.config
         z0, z1 = embeddings["z"].unbind(1)
         terms = vicreg_terms(z0, z1, c.gamma, c.eps)

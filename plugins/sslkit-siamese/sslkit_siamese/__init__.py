@@ -1,4 +1,4 @@
-"""Methods that train one network on two views without a slow copy: SimSiam and NNCLR."""
+"""Siamese methods that train one network on two views without a momentum encoder: SimSiam and NNCLR."""
 
 from typing import Any
 

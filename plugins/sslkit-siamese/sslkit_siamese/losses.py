@@ -13,8 +13,8 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     """SimSiam's D(p, stopgrad(z)) (Chen and He 2021, arXiv:2011.10566, Eqs. 1 and 3), for one direction.
 
     p: [N, D], predictions of one view; z: [N, D], projections of the other; no gradient flows into z.
-    Returns minus the mean cosine, -1 where all agree to 1: BYOL's loss up to scale and shift. Computed in float32
-    under autocast; float64 stays. Raises ValueError where the shapes differ.
+    Returns the negative mean cosine similarity, -1 where all pairs align: BYOL's loss up to scale and shift. Computed
+    in float32 under autocast; float64 stays. Raises ValueError if the shapes differ.
     """
     return byol(p, z) / 2 - 1
 
@@ -23,14 +23,14 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
 
 
 def nnclr(neighbours: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
-    """NNCLR's loss L (Dwibedi et al. 2021, arXiv:2104.14548, 3.2 and Algorithm 1), for one direction.
+    """Loss L of NNCLR (Dwibedi et al. 2021, arXiv:2104.14548, 3.2 and Algorithm 1), for one direction.
 
-    neighbours: [N, D], the nearest neighbours of one view's projections, see `nearest`; no gradient flows into
+    neighbours: [N, D], the nearest neighbours of one view's embeddings, see `nearest`; no gradient flows into
     them. p: [N, D], predictions of the other view of the same images, in the same order. Both of any scale.
     temperature: τ > 0.
-    Returns the mean over images of the cross entropy of finding, from the neighbour, the image's prediction
+    Returns the mean over images of the cross entropy of identifying, given the neighbour, the image's prediction
     among those of the batch: log(N) where all are equal. Computed in float32 under autocast; float64 stays.
-    Raises ValueError where the shapes differ.
+    Raises ValueError if the shapes differ.
     """
     return neighbour_cross_entropy(neighbour_logits(neighbours, p, temperature))
 
@@ -44,18 +44,18 @@ def neighbour_logits(neighbours: Tensor, p: Tensor, temperature: float = 0.1) ->
 
 
 def neighbour_cross_entropy(logits: Tensor) -> Tensor:
-    """Mean cross entropy of `neighbour_logits` against the diagonal."""
+    """Mean cross entropy of `neighbour_logits` with the diagonal as the target."""
     return F.cross_entropy(logits, own(logits))
 
 
 def own(logits: Tensor) -> Tensor:
-    """The column of each row's own image, int64 [N]."""
+    """Return the column of each row's own image, int64 [N]."""
     return torch.arange(len(logits), device=logits.device)
 
 
 @torch.no_grad()
 def nearest(z: Tensor, support: Tensor) -> Tensor:
-    """The row of `support` [K, D], of unit length, that is most similar by cosine to each z [N, D]: int64 [N].
+    """Return the row of `support` [K, D], of unit length, most similar by cosine to each z [N, D]: int64 [N].
 
     With rows of unit length it is also the nearest by Euclidean distance from z/‖z‖, the paper's NN(z, Q).
     """

@@ -1,4 +1,4 @@
-"""SimSiam: predict the other view's projection, which takes no gradient; nothing else prevents collapse."""
+"""SimSiam: predict the other view's embedding with stop-gradient, which alone prevents collapse."""
 
 from itertools import permutations
 from typing import Any, ClassVar
@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslkit.config import base as config
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.health import feature_std
@@ -15,23 +14,23 @@ from sslkit_siamese.losses import negative_cosine
 
 
 class SimSiam(Method):
-    """Predict the other view's projection, with stop-gradient; no negatives, no slow copy (Chen and He 2021).
+    """Predict the other view's embedding with stop-gradient; no negatives, no momentum encoder (Chen and He 2021).
 
     Exploring Simple Siamese Representation Learning, arXiv:2011.10566: Algorithm 1, symmetric loss of Eq. 4, MoCo
-    v2's views. The projector's last batch norm neither scales nor shifts, as in the official code, which also
-    passes each view through the network on its own. The predictor keeps its peak learning rate (Table 1). Small
+    v2's augmentation. The projection head's last batch norm neither scales nor shifts, as in the official code, which
+    also passes each view through the network separately. The predictor keeps its peak learning rate (Table 1). Small
     networks collapse easily: watch `output_std`.
     """
 
-    class Config(config.Config):
+    class Config(Method.Config):
         hidden: int = Field(default=2048, ge=1)
-        """Width of the projector's hidden layers."""
+        """Width of the projection head's hidden layers."""
         dim: int = Field(default=2048, ge=1)
-        """d: width of projection and prediction."""
+        """d: width of embedding and prediction."""
         bottleneck: int = Field(default=512, ge=1)
         """Width of the predictor's hidden layer, a quarter of dim in the paper."""
         layers: int = Field(default=3, ge=1)
-        """Layers of the projector; the paper takes 2 on CIFAR-10 (Appendix D)."""
+        """Layers of the projection head; the paper uses 2 on CIFAR-10 (Appendix D)."""
 
     augment: ClassVar[str] = "mocov2"
     defaults: ClassVar[dict[str, Any]] = {
@@ -53,7 +52,7 @@ class SimSiam(Method):
         self.predictor = mlp(config.dim, config.bottleneck, config.dim)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss, -1 to 1, and `output_std`: `feature_std` of the projections (Figure 2), 0 when collapsed."""
+        """Return the loss, -1 to 1, and `output_std`: `feature_std` of the embeddings (Figure 2), 0 when collapsed."""
         self.expect_views(batch, 2, or_more=True)
         z = [self.projector(self.backbone(view)) for view in batch.views.chunk(batch.n_views)]
         p = [self.predictor(projection) for projection in z]

@@ -1,4 +1,4 @@
-"""MLflow: a local database beside the runs, or the server that MLFLOW_TRACKING_URI names."""
+"""MLflow: a local database beside the runs, or the server named by MLFLOW_TRACKING_URI."""
 
 import os
 import time
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from sslkit import Run
 
 LONGEST = 500
-"""Characters of a parameter's value that every store of MLflow takes."""
+"""Longest parameter value, in characters, that every MLflow store accepts."""
 MOST = 100
-"""Parameters that it takes at once."""
+"""Most parameters that MLflow accepts in one request."""
 
 
 class MLflow(Tracker):
-    """Curves in MLflow: mlflow.db beside the run's folder, or where MLFLOW_TRACKING_URI says."""
+    """Curves in MLflow: mlflow.db beside the run's folder, or the server of MLFLOW_TRACKING_URI."""
 
     package = "mlflow"
     install = 'pip install "sslkit-trackers[mlflow]"'
@@ -27,25 +27,27 @@ class MLflow(Tracker):
 
         beside = f"sqlite:///{run.path.resolve().parent / 'mlflow.db'}"
         self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", beside))
-        self._id = run.derived.get("mlflow_id") or self._begin()
+        self._id = run.derived.get("mlflow_id") or self._create_run()
         self._client.update_run(self._id, status="RUNNING")
         run.note(mlflow_id=self._id)
 
-    def _begin(self) -> str:
+    def _create_run(self) -> str:
         from mlflow.entities import Param
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "sslkit")
-        known = self._client.get_experiment_by_name(name)
-        # By default files would go to where the command was given.
-        pictures = (self.run.path.resolve().parent / "mlartifacts").as_uri()
-        experiment = known.experiment_id if known else self._client.create_experiment(name, artifact_location=pictures)
-        begun = self._client.create_run(experiment, run_name=self.run.path.name).info.run_id
+        existing = self._client.get_experiment_by_name(name)
+        # MLflow's default location is the current folder.
+        artifacts = (self.run.path.resolve().parent / "mlartifacts").as_uri()
+        experiment = (
+            existing.experiment_id if existing else self._client.create_experiment(name, artifact_location=artifacts)
+        )
+        run_id = self._client.create_run(experiment, run_name=self.run.path.name).info.run_id
         settings = _leaves("", self.run.config.model_dump(mode="json"))
         for start in range(0, len(settings), MOST):
             part = settings[start : start + MOST]
-            self._client.log_batch(begun, params=[Param(_plain(key), str(value)[:LONGEST]) for key, value in part])
-        text: str = begun
-        return text
+            self._client.log_batch(run_id, params=[Param(_plain(key), str(value)[:LONGEST]) for key, value in part])
+        result: str = run_id
+        return result
 
     def log(self, step: int, metrics: Metrics) -> None:
         from mlflow.entities import Metric
@@ -59,13 +61,13 @@ class MLflow(Tracker):
 
 
 def _leaves(prefix: str, tree: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Dotted keys, as on sslkit's command line."""
-    found: list[tuple[str, Any]] = []
+    """Flatten nested settings into (dotted key, value), as on sslkit's command line."""
+    leaves: list[tuple[str, Any]] = []
     for key, value in tree.items():
-        found += _leaves(f"{prefix}{key}.", value) if isinstance(value, dict) else [(prefix + key, value)]
-    return found
+        leaves += _leaves(f"{prefix}{key}.", value) if isinstance(value, dict) else [(prefix + key, value)]
+    return leaves
 
 
 def _plain(name: str) -> str:
-    """MLflow takes letters, digits and these signs in names."""
-    return "".join(sign if sign.isalnum() or sign in "_-. /:" else "_" for sign in name)
+    """Replace the characters that MLflow does not accept in names by underscores."""
+    return "".join(c if c.isalnum() or c in "_-. /:" else "_" for c in name)

@@ -19,7 +19,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         metrics = run.metrics
-        # What an earlier session logged after the checkpoint that the run goes on from, it will log again.
+        # A resumed run logs the steps after its checkpoint again, so what an earlier session logged of them is purged.
         trained = metrics[-1]["step"] if metrics else 0
         self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=trained + 1)
         self._writer.add_text("config", f"```yaml\n{run.config.to_yaml()}```", 0)

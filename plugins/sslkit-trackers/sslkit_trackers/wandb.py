@@ -1,4 +1,4 @@
-"""Weights & Biases: into the run's own folder, and to their server only where WANDB_MODE=online says so."""
+"""Weights & Biases: files in the run's own folder, uploaded only if WANDB_MODE=online."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class WandB(Tracker):
-    """Curves for Weights & Biases in RUN/wandb, offline; WANDB_MODE=online sends them."""
+    """Curves for Weights & Biases in RUN/wandb, offline; WANDB_MODE=online uploads them."""
 
     package = "wandb"
     install = 'pip install "sslkit-trackers[wandb]"'
@@ -20,22 +20,22 @@ class WandB(Tracker):
         super().__init__(run)
         import wandb
 
-        known = run.derived.get("wandb_id")
-        identity = known or secrets.token_hex(4)
+        existing_id = run.derived.get("wandb_id")
+        run_id = existing_id or secrets.token_hex(4)
         online = os.environ.get("WANDB_MODE", "offline") == "online"
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "sslkit"),
             name=run.path.name,
-            id=identity,
-            # Offline files of one identity are put together when they are sent.
-            resume="must" if known and online else None,
+            id=run_id,
+            # Offline files of one id are merged when they are uploaded.
+            resume="must" if existing_id and online else None,
             config=run.config.model_dump(mode="json"),
             dir=str(run.path),
             mode=os.environ.get("WANDB_MODE", "offline"),
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        run.note(wandb_id=identity)
+        run.note(wandb_id=run_id)
 
     def log(self, step: int, metrics: Metrics) -> None:
         self._run.log(metrics, step=step)

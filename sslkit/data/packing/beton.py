@@ -1,10 +1,10 @@
 """The .beton file format, version 2, read and written without FFCV.
 
 FFCV streams these files (Leclerc et al. 2023, "FFCV: Accelerating Training by Removing Data Bottlenecks",
-section 3), but its writer can neither skip a corrupt image nor survive the death of a worker, and where
-FFCV is not installed a run must still be the same. The layout, all little-endian:
+section 3), but its writer can neither skip a corrupt image nor survive the death of a worker, and without
+FFCV installed a run must give the same result. The layout, all little-endian:
 
-    header | field descriptors | one metadata row an image | padding | pages of pixels | allocation table
+        header | field descriptors | one metadata row per image | padding | pages of pixels | allocation table
 
 A record (one image's pixels, raw or JPEG) never straddles a page; the allocation table gives each record's
 size.
@@ -54,13 +54,13 @@ METADATA = {
     5: POINTER_AND_SIZE,  # JSON
     6: np.dtype("<u8"),  # tensor
 }
-"""FFCV's field types -> what a metadata row holds of them."""
+"""FFCV's field types -> dtype of their entry in a metadata row."""
 
 SMALLEST_PAGE, LARGEST_PAGE = 1 << 21, 1 << 31
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """uint8 [H, W, 3] to JPEG bytes; quality 1..100."""
+    """Encode uint8 [H, W, 3] as JPEG bytes; quality 1..100."""
     contiguous = np.ascontiguousarray(pixels)
     content: bytes = simplejpeg.encode_jpeg(contiguous, quality, colorspace="RGB", colorsubsampling=SUBSAMPLING)
     return content
@@ -69,7 +69,7 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
 def decode_jpeg(record: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Decode into `out`, uint8 [H, W, 3], bit for bit as FFCV does. Raises ValueError on a damaged record.
 
-    FFCV calls libjpeg-turbo with its fast DCT and its smooth chroma upsampling; so does this.
+    FFCV calls libjpeg-turbo with its fast DCT and smooth chroma upsampling, and so does this function.
     """
     simplejpeg.decode_jpeg(record, "RGB", fastdct=True, fastupsample=False, buffer=out)
 
@@ -77,7 +77,7 @@ def decode_jpeg(record: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 class Beton:
     """A .beton file opened for reading; its pages stay on disk, mapped into memory.
 
-    Raises UserError if the file is not one, is cut short, or holds no images that can be read here.
+    Raises UserError if the file is not a .beton, is truncated, or holds no images that can be read here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,32 +93,32 @@ class Beton:
 
     @cached_property
     def shape(self) -> tuple[int, int] | None:
-        """(height, width) of every image, or None where they differ."""
-        # Kept, for it goes through the whole table, and `read` asks at every batch.
+        """(height, width) of every image, or None if they differ."""
+        # Cached, because it scans the whole table and `read` needs it for every batch.
         heights, widths = self._images["height"], self._images["width"]
         same = (heights == heights[0]).all() and (widths == widths[0]).all()
         return (int(heights[0]), int(widths[0])) if same else None
 
     @cached_property
     def mark(self) -> str:
-        """Tells these images from those of another file: sizes, labels and places of all, pixels of two, hashed."""
+        """Identify these images by a hash of sizes, labels and positions of all, and of the pixels of two."""
         state = hashlib.blake2b(self._metadata.data, digest_size=10)
         for row in (0, -1):
             state.update(self._record(row).data)
         return state.hexdigest()
 
     def size_of(self, row: int) -> tuple[int, int]:
-        """(height, width) of one image."""
+        """Return (height, width) of one image."""
         return int(self._images["height"][row]), int(self._images["width"][row])
 
     def image(self, row: int) -> NDArray[np.uint8]:
-        """One image of any size, uint8 [H, W, 3]."""
+        """Return one image of any size, uint8 [H, W, 3]."""
         out = np.empty((*self.size_of(row), 3), np.uint8)
         self._decode(row, out)
         return out
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images of one common size, uint8 [n, H, W, 3], in the order of `rows`."""
+        """Return images of one common size, uint8 [n, H, W, 3], in the order of `rows`."""
         if self.shape is None:
             raise ValueError(f"the images of {self.path} differ in size; read them one by one")
         shape = (len(rows), *self.shape, 3)
@@ -148,7 +148,7 @@ class Beton:
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
-        # A plain array over the map: np.memmap's subclass costs more than a small image on every slice.
+        # A plain array over the map: for small images, np.memmap's subclass costs more than the image at every slice.
         return np.asarray(np.memmap(self.path, np.uint8, mode="r"))
 
     def _read_tables(self, file: BinaryIO, size: int) -> None:
@@ -178,7 +178,7 @@ class Beton:
                     f"{self.path} has a field {name!r} of a custom type, whose size only its author knows; "
                     f"write the file again without it"
                 )
-        # The nameless fields become f0, f1, ...: exactly FFCV's own dtype, alignment included.
+        # The nameless fields become f0, f1, ...: exactly FFCV's own dtype, including alignment.
         return np.dtype([("", METADATA[t]) for t in type_ids], align=True)
 
     def _choose_fields(self, metadata: NDArray[Any]) -> None:
@@ -191,20 +191,20 @@ class Beton:
         self.labels: NDArray[np.int64] | None = None if label is None else metadata[f"f{label}"].astype(np.int64)
 
     def _field(self, preferred: str, type_id: int) -> int | None:
-        """Position of the field called `preferred`, else of the first one of its type."""
+        """Return the position of the field called `preferred`, else of the first one of its type, else None."""
         fitting = [k for k, t in enumerate(self.fields.values()) if t == type_id]
         names = list(self.fields)
         return next((k for k in fitting if names[k] == preferred), next(iter(fitting), None))
 
     def _locate(self, allocations: NDArray[Any], end: int) -> None:
-        """Where every image's record lies, checked against the file, so that reading cannot run astray."""
+        """Locate every image's record and check it against the file, so that reading stays within bounds."""
         order = np.argsort(allocations["ptr"])
         pointers, sizes = allocations["ptr"][order], allocations["size"][order]
         self._pointers = self._images["data_ptr"].astype(np.int64)
-        found = np.searchsorted(pointers, self._images["data_ptr"]).clip(max=max(len(pointers) - 1, 0))
-        if not len(pointers) or (pointers[found] != self._images["data_ptr"]).any():
+        entries = np.searchsorted(pointers, self._images["data_ptr"]).clip(max=max(len(pointers) - 1, 0))
+        if not len(pointers) or (pointers[entries] != self._images["data_ptr"]).any():
             raise _cut_short(self.path)
-        self._sizes = sizes[found].astype(np.int64)
+        self._sizes = sizes[entries].astype(np.int64)
         raw = self._images["mode"] == RAW
         bytes_raw = self._images["height"].astype(np.int64) * self._images["width"] * 3
         if (self._pointers + self._sizes > end).any() or (self._sizes[raw] != bytes_raw[raw]).any():
@@ -224,9 +224,9 @@ class Record:
 
 
 class BetonWriter:
-    """Writes records in the order they come, in bounded memory; FFCV reads the result.
+    """Writes records in the order in which they are added, in bounded memory; FFCV reads the result.
 
-    `capacity` is the most records there can be: the metadata stand before the pixels, so their room is
+    `capacity` is the largest number of records: the metadata precede the pixels, so their space is
     reserved.
     """
 
@@ -260,8 +260,8 @@ class BetonWriter:
         self._count += 1
 
     def finish(self) -> None:
-        """Write the tables; without this the file is not a .beton."""
-        # FFCV's own process cache reads whole pages, the last one too. A hole in the file costs no disk.
+        """Write the tables, without which the file is not a .beton."""
+        # FFCV's process cache reads whole pages, including the last one. A hole in the file takes no disk space.
         table = -(-self._position // self._page_size) * self._page_size
         self._file.seek(table)
         self._file.write(self._allocations[: self._count].tobytes())

@@ -1,4 +1,4 @@
-"""Any picture that Pillow opens, to a square of RGB bytes."""
+"""Conversion of any image that Pillow opens to a square of RGB bytes."""
 
 from typing import Any, Literal
 
@@ -10,17 +10,17 @@ Fit = Literal["crop", "pad", "stretch"]
 
 
 def to_square(picture: Image.Image | NDArray[np.uint8], size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
-    """uint8 [size, size, 3]: upright, RGB, resampled once.
+    """Convert an image to uint8 [size, size, 3]: upright, RGB, resampled once.
 
-    fit: crop keeps the middle square, pad adds black borders, stretch gives up the proportions.
-    Transparency is laid on white. Raises whatever Pillow raises on a damaged picture, ValueError on pixels
+    fit: crop keeps the central square, pad adds black borders, stretch ignores the aspect ratio.
+    Transparent images are composited on white. Raises whatever Pillow raises on a damaged image, ValueError for pixels
     without an agreed range.
     """
     if isinstance(picture, np.ndarray):
         if picture.shape == (size, size, 3) and picture.dtype == np.uint8:
             return picture
         picture = Image.fromarray(picture)
-    # A JPEG decodes at 1/2, 1/4 or 1/8 size for a fraction of the time; twice the target is enough.
+    # A JPEG decodes at 1/2, 1/4 or 1/8 size in a fraction of the time; twice the target size is enough.
     picture.draft(None, (2 * size, 2 * size))
     picture = to_rgb(ImageOps.exif_transpose(picture))
     if picture.size != (size, size):
@@ -29,7 +29,7 @@ def to_square(picture: Image.Image | NDArray[np.uint8], size: int, fit: Fit = "c
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The same picture with three bytes a pixel."""
+    """Convert an image to three bytes per pixel."""
     if picture.mode.startswith("I"):
         return _from_wide_grey(np.asarray(picture))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -41,7 +41,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _from_wide_grey(grey: NDArray[Any]) -> Image.Image:
-    """16-bit grey, which Pillow would clip to white instead of scaling."""
+    """Scale 16-bit grey to 8 bits, where Pillow would clip it to white."""
     if grey.min() < 0 or grey.max() > 65_535:
         raise ValueError("32-bit pixels have no agreed range; convert the picture to 8 bits")
     return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
@@ -49,7 +49,7 @@ def _from_wide_grey(grey: NDArray[Any]) -> Image.Image:
 
 def _resize(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
     width, height = picture.size
-    # LANCZOS rings where it enlarges.
+    # LANCZOS rings when enlarging.
     method = Image.Resampling.LANCZOS if min(width, height) > size else Image.Resampling.BICUBIC
     if fit == "pad":
         return ImageOps.pad(picture, (size, size), method)

@@ -1,4 +1,4 @@
-"""Images to one .beton file: decoded, squared and stored once, so that no run decodes a photograph again."""
+"""Pack images into one .beton file: decoded, squared and stored once, so that no run decodes a photograph again."""
 
 import errno
 import json
@@ -21,11 +21,11 @@ from sslkit.machine.atomic import replacing, write_text
 from sslkit.machine.environment import core_count
 
 APART_FROM = 20_000
-"""Images from which processes are worth the second in which they begin: Python holds up threads on small files."""
+"""Number of images from which processes are worth their start-up second: on small files threads wait for the GIL."""
 CHUNK, CHUNK_BYTES = 32, 1 << 20
-"""Images that a process takes at a time, and as how much they may come back; one at least."""
+"""Images that a process takes at a time, and a bound on the bytes it returns; at least one image."""
 NAMED = 5
-"""Unreadable images that a message names; the file beside the packed one names them all."""
+"""Number of unreadable images named in a message; the file beside the packed one names all of them."""
 
 
 def pack(
@@ -40,12 +40,12 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
     workers: int = -1,
 ) -> Store:
-    """Write `images` as squares of `size` pixels to `path`, whole or not at all, and open the result.
+    """Write `images` as squares of `size` pixels to `path`, atomically, and open the result.
 
-    The order is kept; unreadable images are left out, and their names and reasons are `Store.skipped`. The
+    The order is kept; unreadable images are skipped and listed with the reason in `Store.skipped`. The
     same images give the same bytes whatever the number of `workers` (threads, or processes for many files;
-    -1: as many as cores). `progress(done, total)` is called as it goes. Raises UserError when more than the
-    share `max_skipped` of the images is unreadable, when there are none, or when the disk refuses.
+    -1: one per core). `progress(done, total)` is called repeatedly. Raises UserError if more than the
+    share `max_skipped` of the images is unreadable, if there are none, or if the disk cannot be written.
     """
     mode = concrete_mode(mode, size)
     prepare = partial(_prepare, size=size, mode=mode, jpeg_quality=jpeg_quality, fit=fit)
@@ -58,7 +58,7 @@ def pack(
             names, skipped = _write(images, temporary, prepare, size, max_skipped, progress, core_count(workers))
             mark = Beton(temporary).mark
             about = {"classes": classes, "settings": settings, "mark": mark, "skipped": skipped, "names": names}
-            # First, so that a packed file never stands without it.
+            # Written first, so that a packed file never exists without it.
             write_text(sidecar(path), json.dumps(about, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
         raise _refused(path, error) from error
@@ -66,14 +66,14 @@ def pack(
 
 
 def concrete_mode(mode: Mode, size: int) -> Mode:
-    """raw or jpeg for what may be auto."""
+    """Resolve auto to raw or jpeg."""
     if mode != "auto":
         return mode
     return "raw" if size <= RAW_UP_TO else "jpeg"
 
 
 def name_skipped(skipped: list[tuple[str, str]]) -> str:
-    """The first few of them, one a line."""
+    """List the first few skipped images, one per line."""
     lines = [f"  {name}: {reason}" for name, reason in skipped[:NAMED]]
     return "\n".join(lines + [f"  and {len(skipped) - NAMED} more"] * (len(skipped) > NAMED))
 
@@ -87,12 +87,12 @@ def _write(
     progress: Callable[[int, int], None] | None,
     workers: int,
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """(names of the images written, (name, reason) of those skipped)."""
+    """Return (names of the images written, (name, reason) of those skipped)."""
     total = len(images)
     names: list[str] = []
     skipped: list[tuple[str, str]] = []
     with open(path, "wb") as file, closing(_prepared(images, prepare, size, workers)) as prepared:
-        # A JPEG of pure noise can be a little larger than its pixels.
+        # A JPEG of pure noise can be slightly larger than its pixels.
         writer = BetonWriter(file, total, 2 * size * size * 3)
         for index, record in enumerate(prepared):
             if isinstance(record, Record):
@@ -110,7 +110,7 @@ def _write(
 def _prepared(
     images: Images, prepare: Callable[[Images, int], Record | str], size: int, workers: int
 ) -> Generator[Record | str, None, None]:
-    """What `prepare` makes of every image, in order, by threads or by processes; few are begun and not yet taken."""
+    """Yield `prepare` of every image, in order, computed by threads or processes, with few results in flight."""
     total = len(images)
     if workers == 1 or total < APART_FROM or images.part(range(1)) is None:
         yield from ordered_map(partial(prepare, images), range(total), workers, ahead=4 * workers)
@@ -126,13 +126,13 @@ def _prepared(
 def _prepare_part(
     prepare: Callable[[Images, int], Record | str], pillow: tuple[bool, int | None], part: Images
 ) -> list[Record | str]:
-    """In a helper: every image of the part, with Pillow as it is set in the process that asks."""
+    """In a worker process: prepare every image of the part, with the calling process's settings of Pillow."""
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = pillow
     return [prepare(part, index) for index in range(len(part))]
 
 
 def _prepare(images: Images, index: int, *, size: int, mode: Mode, jpeg_quality: int, fit: Fit) -> Record | str:
-    """One image ready to be written, or why it cannot be read."""
+    """Return one image ready to be written, or the reason why it cannot be read."""
     try:
         pixels = to_square(images.load(index), size, fit)
     except MemoryError:

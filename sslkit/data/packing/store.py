@@ -1,4 +1,4 @@
-"""An opened .beton: equal-sized square uint8 images, all of them or a subset."""
+"""An opened .beton file: square uint8 images of one size, all of them or a subset."""
 
 import json
 from copy import copy
@@ -14,11 +14,11 @@ from sslkit.errors import UserError
 
 
 class Store:
-    """Images of one .beton file, chosen rows of it in a given order; nothing is decoded before it is read.
+    """Images of one .beton file, selected rows in a given order; nothing is decoded before it is read.
 
-    What `sslkit pack` knows beyond the pixels (names, classes, what was skipped) stands in `<file>.json`
-    beside it; a file written by FFCV itself has no such neighbour and opens all the same. Raises UserError
-    on a damaged file, where the images are not squares of one size, and where the neighbour tells of others.
+    The metadata that `sslkit pack` keeps beyond the pixels (names, classes, skipped images) is in `<file>.json`
+    beside it; a file written by FFCV itself has none and opens all the same. Raises UserError for a damaged file,
+    for images that are not squares of one size, and for metadata that belong to other images.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,13 +28,13 @@ class Store:
         """Row numbers in the file."""
         self.size = self._side()
         """Height and width in pixels."""
-        # Names are a hundred bytes an image, and hardly a run asks for them.
+        # Names take a hundred bytes per image, and hardly any run needs them.
         self.about = {k: v for k, v in _read_sidecar(self.beton).items() if k != "names"}
-        """What stands beside the file, but for the names; {} where nothing does."""
+        """Metadata beside the file, except for the names; {} if there are none."""
         self.labels = self._labels()
-        """Class numbers, int64 [N], -1 where unknown; None: unlabelled."""
+        """Class numbers, int64 [N], -1 if unknown; None: unlabelled."""
         self.classes: tuple[str, ...] = self._classes()
-        """Class names by number; () where unlabelled."""
+        """Class names by number; () if unlabelled."""
         self.skipped: list[tuple[str, str]] = [(n, r) for n, r in self.about.get("skipped", [])]
         """(name, reason) of the images that could not be packed."""
 
@@ -45,7 +45,7 @@ class Store:
         return f"Store({str(self.path)!r}, {len(self)} images of {self.size} px, {len(self.classes)} classes)"
 
     def subset(self, rows: ArrayLike) -> "Store":
-        """The store of those images alone, in that order; its row numbers start at 0 again."""
+        """Return a store of only these images, in this order; its row numbers start at 0 again."""
         rows = np.asarray(rows, np.int64)
         part = copy(self)
         part.__dict__.pop("names", None)
@@ -54,12 +54,12 @@ class Store:
         return part
 
     def read(self, rows: ArrayLike) -> NDArray[np.uint8]:
-        """Decoded images, uint8 [n, size, size, 3], needing no FFCV; memory is that of the result."""
+        """Decode images, uint8 [n, size, size, 3], without FFCV; memory is that of the result."""
         return self.beton.read(self.rows[np.asarray(rows, np.int64)])
 
     @cached_property
     def names(self) -> list[str]:
-        """Image names, [] where the file does not tell; read when first asked for, and raising as opening does."""
+        """Image names, [] if unknown; read on first use, with the same errors as opening the store."""
         names = _read_sidecar(self.beton).get("names")
         return [names[row] for row in self.rows] if names else []
 
@@ -83,23 +83,23 @@ class Store:
 
 
 def sidecar(path: Path) -> Path:
-    """Where a packed file's names, classes and settings stand: photos.beton.json for photos.beton."""
+    """Path of a packed file's names, classes and settings: photos.beton.json for photos.beton."""
     return path.with_name(path.name + ".json")
 
 
 def _read_sidecar(beton: Beton) -> dict[str, Any]:
-    """What `pack` wrote beside the file, {} where it wrote nothing. Raises UserError if damaged or of other images."""
+    """Read the metadata beside the file, {} if there are none. Raises UserError if damaged or of other images."""
     path = beton.path
-    file, mend = sidecar(path), f"delete it, or pack {path.name} again"
+    file, remedy = sidecar(path), f"delete it, or pack {path.name} again"
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}); {mend}") from error
+        raise UserError(f"{file} is damaged ({error}); {remedy}") from error
     if not isinstance(about, dict):
-        raise UserError(f"{file} is damaged (not a JSON object); {mend}")
-    # Else a file copied over another would take that one's classes, or lose its labels where that one had none.
+        raise UserError(f"{file} is damaged (not a JSON object); {remedy}")
+    # Otherwise a file copied over another would take over its classes, or lose its labels if the other had none.
     if about.get("mark", beton.mark) != beton.mark or len(about.get("names", beton)) != len(beton):
-        raise UserError(f"{file} tells of other images than those of {path.name}; {mend}")
+        raise UserError(f"{file} describes other images than those of {path.name}; {remedy}")
     return about

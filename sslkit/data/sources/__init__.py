@@ -1,1 +1,1 @@
-"""Where images come from: folders, packed files and registered data sets."""
+"""Sources of images: folders, packed files and registered data sets."""

@@ -1,4 +1,4 @@
-"""What a data set is: a `Source` with settings, which hands out lists of images that are not decoded yet."""
+"""The contract of a data set: a `Source` with settings, which returns lists of images that are not decoded yet."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 
 MEASURED = 64
-"""Images looked at to choose an image size."""
+"""Number of images sampled to choose an image size."""
 
 
 class Source:
     """Base of every data set: settings in, lists of images out."""
 
     class Config(Config):
-        """What `data.<field>=` accepts."""
+        """Settings of a data set, given as `data.<field>=`."""
 
         root: Path | None = None
-        """Where the files are; `data=PATH` sets it."""
+        """Path of the files; `data=PATH` sets it."""
         image_size: int | None = Field(None, ge=8, le=2048)
-        """Height and width of a view, in pixels; null: what suits the data (folders: measured, 32 to 224)."""
+        """Height and width of a view, in pixels; null: chosen from the data (folders: measured, 32 to 224)."""
         store_size: int | None = Field(None, ge=8, le=4096)
         """Height and width of a packed image; null: image_size up to 96 px, above it image_size × 8/7."""
         fit: Literal["crop", "pad", "stretch"] = "crop"
-        """How a picture becomes square: crop keeps the middle, pad adds black, stretch distorts."""
+        """Conversion to a square: crop keeps the centre, pad adds black, stretch distorts."""
         mode: Mode = "auto"
         """raw bytes or jpeg; auto: raw up to 96 px."""
         jpeg_quality: int = Field(92, ge=1, le=100)
-        """Quality of packed JPEGs (their chroma is stored at half resolution, 4:2:0)."""
+        """Quality of packed JPEGs (chroma is stored at half resolution, 4:2:0)."""
         max_skipped: float = Field(0.05, ge=0, le=1)
-        """Largest share of unreadable images; more stop the run."""
+        """Largest share of unreadable images; more of them stop the run."""
         cache: Path | None = None
         """Folder of packed files; null: $SSLKIT_CACHE, or ~/.cache/sslkit."""
         mean: Triple = (0.485, 0.456, 0.406)
@@ -49,7 +49,7 @@ class Source:
         @field_validator("root", "cache")
         @classmethod
         def _absolute(cls, path: Path | None) -> Path | None:
-            """A run is resumed from any folder, so what its config.yaml keeps must not depend on one."""
+            """Make the path absolute, because a run may be resumed from any folder."""
             return path and path.expanduser().absolute()
 
         @field_validator("std")
@@ -71,29 +71,29 @@ class Source:
 
     @classmethod
     def advice(cls, method: str) -> dict[str, Any]:
-        """Run settings that suit the data with this method, as dotted keys; `defaults`, whatever the method."""
+        """Run settings that suit the data with this method, as dotted keys; by default `defaults` for all methods."""
         return cls.defaults
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        """Does this class read what stands at `path`? Decides what `data=PATH` means."""
+        """Return True if this class reads the data at `path`; decides the meaning of `data=PATH`."""
         return False
 
     def count(self) -> int | None:
-        """Number of pre-training images; None where only a download or a decompression would tell."""
+        """Number of pre-training images; None if it takes a download or decompression to know."""
         images = self.images("pretrain")
         return None if images is None else len(images)
 
     def images(self, role: Role) -> Images | None:
-        """The images of a role, or None where the data has none; train and test are labelled."""
+        """Return the images of a role, or None if the data has none; train and test are labelled."""
         raise NotImplementedError(f"{type(self).__name__} defines no images")
 
     def packed(self, role: Role, size: int) -> "Store | None":
-        """Those images where they are already packed at `size` pixels; else None."""
+        """Return a store of the images if they are already packed at `size` pixels, else None."""
         return None
 
     def image_size(self) -> int:
-        """Height and width of a view, in pixels: the setting, or what suits the data."""
+        """Height and width of a view, in pixels: the setting, or the natural size."""
         return self.config.image_size or self.natural_size()
 
     def natural_size(self) -> int:
@@ -111,7 +111,7 @@ class Source:
 
 
 def images_side(images: Images) -> Callable[[int], int | None]:
-    """index -> shorter side in pixels (a file's header is enough for it), None for an unreadable image."""
+    """Map an index to the shorter side in pixels (a file's header is enough), None for an unreadable image."""
 
     def side(index: int) -> int | None:
         try:

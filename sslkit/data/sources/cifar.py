@@ -27,10 +27,8 @@ class CIFAR10(Source):
     """
 
     class Config(Source.Config):
-        """What `data.<field>=` accepts."""
-
         url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-        """Where the archive comes from when root is not given."""
+        """Address of the archive, used if root is not given."""
         md5: str = "c32a1d4ab5d03f1284b67883e8d87530"
         """Checksum of the archive."""
 
@@ -49,7 +47,7 @@ class CIFAR10(Source):
         return path.is_dir() and _locate(cls._inside(path), cls.train_files[0]) is not None
 
     def count(self) -> int | None:
-        """None before a download, and for compressed files, whose length only their content tells."""
+        """Number of pre-training images; None before a download, and for compressed files, whose length is unknown."""
         files = [_locate(self._home, name) for name in self.train_files]
         if any(file is None or file.suffix == ".xz" for file in files):
             return None
@@ -58,7 +56,7 @@ class CIFAR10(Source):
     def images(self, role: Role) -> ArrayImages | None:
         names = self.test_files if role == "test" else self.train_files
         self._download_if_needed(names)
-        files = [found for name in names if (found := _locate(self._home, name))]
+        files = [file for name in names if (file := _locate(self._home, name))]
         if role == "test" and not files:
             return None
         if len(files) < len(names):
@@ -104,10 +102,8 @@ class CIFAR100(CIFAR10):
     """
 
     class Config(CIFAR10.Config):
-        """What `data.<field>=` accepts."""
-
         url: str = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
-        """Where the archive comes from when root is not given."""
+        """Address of the archive, used if root is not given."""
         md5: str = "03b5dce01913d631647c71ecec9e9cb8"
         """Checksum of the archive."""
 
@@ -118,7 +114,7 @@ class CIFAR100(CIFAR10):
     train_files: ClassVar[tuple[str, ...]] = ("train.bin",)
     test_files: ClassVar[tuple[str, ...]] = ("test.bin",)
     names_file: ClassVar[str] = "fine_label_names.txt"
-    # The coarse label stands first, the fine one last.
+    # The coarse label comes first, the fine one last.
     label_bytes: ClassVar[int] = 2
     n_classes: ClassVar[int] = 100
 
@@ -152,5 +148,5 @@ def _records(file: Path, width: int) -> NDArray[np.uint8]:
     except (OSError, lzma.LZMAError) as error:
         raise UserError(f"{file} cannot be read ({error}); get it again") from error
     if not content or len(content) % width:
-        raise UserError(f"{file} is damaged: {len(content)} bytes is no number of records; get it again")
+        raise UserError(f"{file} is damaged: {len(content)} bytes is no whole number of records; get it again")
     return np.frombuffer(content, np.uint8).reshape(-1, width)

@@ -1,4 +1,4 @@
-"""The data set that needs no network: 1,797 handwritten digits that ship inside scikit-learn."""
+"""The data set that needs no network: 1,797 handwritten digits that ship with scikit-learn."""
 
 from typing import Any, ClassVar
 
@@ -39,8 +39,11 @@ class Digits(Source):
 
     @classmethod
     def advice(cls, method: str) -> dict[str, Any]:
-        """A minute or so on two cores. BYOL's own settings are for a thousand times as many steps as there are here:
-        it needs large steps, and batch norm on the projection against partial collapse (benchmarks/LOG.md)."""
+        """Run settings for about a minute on two cores.
+
+        BYOL's own settings are meant for a thousand times as many steps: here it needs large steps, and batch norm on
+        the projection against partial collapse (benchmarks/LOG.md).
+        """
         advice = {**cls.defaults, "augment.views": _views_of(method)}
         if method != "byol":
             return advice
@@ -66,12 +69,12 @@ class Digits(Source):
 
 
 def _views_of(method: str) -> int:
-    """How many views of an image the method's own recipe makes; two where it is not known."""
+    """Number of views that the method's own augmentation makes; two if the method is unknown."""
     try:
-        recipe = plugins.find("augmentations", plugins.find("methods", method).augment)
+        augmentation = plugins.find("augmentations", plugins.find("methods", method).augment)
     except UserError:
         return 2
-    return getattr(recipe.Config(), "views", 2)
+    return getattr(augmentation.Config(), "views", 2)
 
 
 def _read(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -85,6 +88,6 @@ def _read(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _enlarge(image: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """[8, 8] of 0..16 to uint8 [32, 32, 3]."""
+    """Convert [8, 8] of 0..16 to uint8 [32, 32, 3]."""
     grey = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
     return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Your own images: a folder, with a sub-folder a class or without."""
+"""Your own images: a folder, with one sub-folder per class or flat."""
 
 import io
 import os
@@ -34,7 +34,7 @@ EXTENSIONS = frozenset(
         ".jp2",
     ]
 )
-"""What counts as an image, whatever the case."""
+"""File extensions of images, in lower case; compared ignoring case."""
 TEST_FOLDERS = ("test", "val")
 
 
@@ -42,8 +42,6 @@ class Folder(Source):
     """A folder of images: class sub-folders, or flat and unlabelled; train/ and test/ or val/ are a pair."""
 
     class Config(Source.Config):
-        """What `data.<field>=` accepts."""
-
         def check(self) -> Iterable[str]:
             if self.root is None:
                 yield "names no folder; give one, as in data=photos/"
@@ -63,7 +61,7 @@ class Folder(Source):
             raise UserError("data=folder names no folder; give one, as in data=photos/")
         if role == "test":
             return self._test
-        # Without a test part there is nothing that training images of a classifier would be measured on.
+        # Without test images a classifier trained on the training images could not be measured.
         return self._train if role == "pretrain" or self._test is not None else None
 
     @cached_property
@@ -82,14 +80,14 @@ class Folder(Source):
 
 
 class FileImages(Images):
-    """Image files below a folder. Sub-folders are classes: two at least, with no image beside them."""
+    """Image files below a folder. Sub-folders are classes if there are at least two, with no image beside them."""
 
     def __init__(self, root: Path, classes: tuple[str, ...] = ()) -> None:
-        """`classes` fixes the numbers of the classes: those of the training images, for a test folder."""
+        """List the images below `root`; for a test folder, `classes` are those of the training images."""
         self.root = root
-        # Names and not paths: of a million files they are a tenth of the memory. In the order of paths, part by part.
-        found = (file.relative_to(root).as_posix() for file in find_images(root))
-        self._names = sorted(found, key=lambda name: name.replace("/", "\0"))
+        # Names instead of paths take a tenth of the memory for a million files. Sorted like paths, by component.
+        names = (file.relative_to(root).as_posix() for file in find_images(root))
+        self._names = sorted(names, key=lambda name: name.replace("/", "\0"))
         if not self._names:
             raise UserError(_nothing_in(root))
         tops = sorted({name.partition("/")[0] for name in self._names})
@@ -107,11 +105,11 @@ class FileImages(Images):
         return self._names[index]
 
     def load(self, index: int) -> Image.Image:
-        # From memory: Pillow leaves the files of some formats open.
+        # From memory, because Pillow leaves the files of some formats open.
         return Image.open(io.BytesIO((self.root / self._names[index]).read_bytes()))
 
     def part(self, indices: range) -> "FileImages | None":
-        # Another process may not find the class of a script.
+        # Another process may not find a subclass that is defined in a script.
         if type(self) is not FileImages:
             return None
         chosen = copy(self)
@@ -124,7 +122,7 @@ class FileImages(Images):
 
 
 def find_images(root: Path) -> Iterator[Path]:
-    """Image files at any depth below `root` but hidden ones; links to folders are followed, once each."""
+    """Yield image files at any depth below `root` except hidden ones; links to folders are followed, once each."""
     return (path for path in _visible_files(root) if path.suffix.lower() in EXTENSIONS)
 
 
@@ -144,5 +142,5 @@ def _nothing_in(root: Path) -> str:
     kinds = Counter(path.suffix.lower() or "no extension" for path in islice(_visible_files(root), 10_000))
     if not kinds:
         return f"{root} is empty; give a folder of images"
-    found = ", ".join(f"{n} × {kind}" for kind, n in kinds.most_common(3))
-    return f"{root} holds no images, but {found}; images end in {', '.join(sorted(EXTENSIONS))}"
+    endings = ", ".join(f"{n} × {kind}" for kind, n in kinds.most_common(3))
+    return f"{root} holds no images, but {endings}; images end in {', '.join(sorted(EXTENSIONS))}"

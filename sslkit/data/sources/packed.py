@@ -15,15 +15,13 @@ from sslkit.errors import UserError
 
 
 class Packed(Source):
-    """An existing .beton file, of `sslkit pack` or of FFCV's own writer.
+    """An existing .beton file, written by `sslkit pack` or by FFCV's own writer.
 
-    Squares of one size are used as they are. Other files are packed again into the cache, at the size asked
-    for.
+    Squares of one size are used directly. Other files are packed again into the cache, at the requested
+    size.
     """
 
     class Config(Source.Config):
-        """What `data.<field>=` accepts."""
-
         def check(self) -> Iterable[str]:
             if self.root is None:
                 yield "names no file; give one, as in data=photos.beton"
@@ -51,7 +49,7 @@ class Packed(Source):
         return Store(self.config.root)
 
     def natural_size(self) -> int:
-        """The packed size up to 96 px; above it seven eighths, the inverse of `store_size`."""
+        """Return the packed size up to 96 px; above it seven eighths, the inverse of `store_size`."""
         if self._side is None:
             return super().natural_size()
         return self._side if self._side <= RAW_UP_TO else round(self._side * 7 / 8)
@@ -64,13 +62,13 @@ class Packed(Source):
 
     @cached_property
     def _side(self) -> int | None:
-        """Height and width of every image, None where they differ."""
+        """Height and width of every image, None if they differ."""
         shape = self._file.shape
         return shape[0] if shape and shape[0] == shape[1] else None
 
 
 class BetonImages(Images):
-    """The images of a .beton whose sizes need not agree."""
+    """The images of a .beton file, of any sizes."""
 
     def __init__(self, file: Beton) -> None:
         self.file = file

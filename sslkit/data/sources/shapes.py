@@ -13,9 +13,9 @@ from sslkit.data.sources.base import Source
 from sslkit.machine.cache import digest
 
 SUPERSAMPLED = 2
-"""Drawn at this many times the size and shrunk, for smooth edges."""
+"""Factor by which shapes are drawn larger and then reduced, for smooth edges."""
 TEST = 1 << 32
-"""Where the numbers of the test images begin, so that both splits can grow."""
+"""Number of the first test image, far enough away that both splits can grow."""
 
 Outline = NDArray[np.float64]
 """Polygon [corners, 2] around the origin, within a circle of radius 1."""
@@ -24,21 +24,19 @@ Outline = NDArray[np.float64]
 class Shapes(Source):
     """Rendered coloured shapes of 10 classes, deterministic, 32 to 256 px; for benchmarks and tests.
 
-    Image i is a pure function of (seed, i, size): its shape is its class; colours, place, size, turn,
-    background and noise are drawn.
+    Image i is a pure function of (seed, i, size): its shape is its class; colours, position, size, rotation,
+    background and noise are random.
     """
 
     class Config(Source.Config):
-        """What `data.<field>=` accepts."""
-
         image_size: int | None = Field(64, ge=32, le=256)
         """Height and width of a view, in pixels."""
         n_train: int = Field(2000, ge=1)
-        """Images to train on."""
+        """Number of training images."""
         n_test: int = Field(500, ge=0)
-        """Images to test on; 0: a fifth of the others."""
+        """Number of test images; 0: a fifth of the training images is held out."""
         seed: int = Field(0, ge=0)
-        """Other seeds draw other images."""
+        """Seed of the images; other seeds give other images."""
 
     def images(self, role: Role) -> "RenderedShapes | None":
         config = self.config
@@ -52,7 +50,7 @@ class Shapes(Source):
 
 
 class RenderedShapes(Images):
-    """Images number `first` and up, drawn when they are loaded; classes take turns."""
+    """Images number `first` and up, rendered on loading; the classes alternate."""
 
     def __init__(self, seed: int, first: int, count: int, size: int) -> None:
         self.seed, self.first, self.size = seed, first, size
@@ -76,7 +74,7 @@ class RenderedShapes(Images):
 
 
 def render(shape: str, draw: Generator, size: int) -> NDArray[np.uint8]:
-    """One shape on a shaded, noisy background, uint8 [size, size, 3]."""
+    """Render one shape on a shaded, noisy background, uint8 [size, size, 3]."""
     background = _background(draw, size)
     cover = _cover(_placed(OUTLINES[shape](), draw, size), size)
     pixels = background + cover * (_colour(draw) - background)
@@ -85,19 +83,19 @@ def render(shape: str, draw: Generator, size: int) -> NDArray[np.uint8]:
 
 
 def _background(draw: Generator, size: int) -> NDArray[np.float32]:
-    """From one colour to another in a drawn direction, [size, size, 3] within 64..191."""
+    """Gradient from one colour to another in a random direction, [size, size, 3] within 64..191."""
     angle = draw.uniform(0, 2 * np.pi)
     along = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     blend = np.float32(np.cos(angle)) * along[:, None] + np.float32(np.sin(angle)) * along + 0.5
     first, second = _colour(draw), _colour(draw)
-    # Half as strong as the shape, so that it stands out.
+    # Half the contrast of the shape, so that the shape stands out.
     mixed = first + blend.clip(0, 1)[..., None] * (second - first)
     result: NDArray[np.float32] = (64 + mixed / 2).astype(np.float32)
     return result
 
 
 def _cover(corners: Outline, size: int) -> NDArray[np.float32]:
-    """How much of each pixel lies within the outline, [size, size, 1] within 0..1."""
+    """Coverage of each pixel by the outline, [size, size, 1] within 0..1."""
     large = Image.new("L", (SUPERSAMPLED * size,) * 2)
     ImageDraw.Draw(large).polygon([tuple(c) for c in (SUPERSAMPLED * corners).tolist()], fill=255)
     cover = np.asarray(large.reduce(SUPERSAMPLED), np.float32)
@@ -109,7 +107,7 @@ def _colour(draw: Generator) -> NDArray[np.float32]:
 
 
 def _placed(outline: Outline, draw: Generator, size: int) -> Outline:
-    """The outline in pixels: scaled, moved, and turned by up to 30 degrees (more makes squares diamonds)."""
+    """Scale, move and rotate the outline, in pixels; rotation is up to 30 degrees, as more makes squares diamonds."""
     angle = np.deg2rad(draw.uniform(-30, 30))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     radius = draw.uniform(0.22, 0.42) * size
@@ -168,4 +166,4 @@ OUTLINES: dict[str, Callable[[], Outline]] = {
     "heart": _heart,
     "arrow": _arrow,
 }
-"""Class name -> its outline; the order numbers the classes."""
+"""Class name -> its outline; the order defines the class numbers."""

@@ -23,15 +23,13 @@ WHERE = "download stl10_binary.tar.gz from https://cs.stanford.edu/~acoates/stl1
 
 
 class STL10(Source):
-    """STL-10, 96×96: pre-trains on the 100,000 unlabelled images, evaluates on the labelled 5,000 and 8,000.
+    """STL-10, 96×96: pre-training on 100,000 unlabelled images, evaluation on the labelled 5,000 and 8,000.
 
-    Coates, Lee and Ng 2011, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning". Give
+    Coates, Lee and Ng 2011, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning". Needs
     the folder of its binary files; test images are optional.
     """
 
     class Config(Source.Config):
-        """What `data.<field>=` accepts."""
-
         def check(self) -> Iterable[str]:
             if self.root is None:
                 yield f"names no folder; {WHERE}, then give data=stl10_binary/"
@@ -76,13 +74,13 @@ def _count(pixels: Path) -> int:
     except OSError as error:
         raise UserError(f"{pixels} cannot be read ({error.strerror}); {WHERE}") from error
     if size == 0 or size % IMAGE_BYTES:
-        raise UserError(f"{pixels} is damaged: {size} bytes is no number of 96×96 images; {WHERE} again")
+        raise UserError(f"{pixels} is damaged: {size} bytes is no whole number of 96×96 images; {WHERE} again")
     return size // IMAGE_BYTES
 
 
 def _read(pixels: Path, labels: Path | None) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     count = _count(pixels)
-    # Channel by channel, and each channel column by column (the file's own description).
+    # Channel by channel, each in column-major order (according to the file's own description).
     images = np.memmap(pixels, np.uint8, "r", shape=(count, 3, SIDE, SIDE)).transpose(0, 3, 2, 1)
     if labels is None:
         return images, None

@@ -1,1 +1,1 @@
-"""Pictures that evaluators draw."""
+"""Figures drawn by evaluators."""

@@ -1,4 +1,4 @@
-"""What evaluators of images share: which images, what their classes are called, features of changed images."""
+"""Helpers of evaluators that read images: rows, class names, thumbnails, features of changed images."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from sslkit.data import Store
 
 Change = Callable[[Tensor, Tensor], Tensor]
-"""(uint8 [b, 3, S, S], their places in `rows`, int64 [b]), both on the device -> the same images, changed."""
+"""(uint8 [b, 3, S, S], their positions in `rows`, int64 [b]), both on the device -> the changed images."""
 
 
 def labelled_rows(store: "Store") -> NDArray[np.int64]:
-    """Row numbers of the images that the features are of, in the features' order."""
+    """Return the row numbers of the images whose features are extracted, in the order of the features."""
     return np.empty(0, np.int64) if store.labels is None else np.flatnonzero(store.labels >= 0)
 
 
 def class_names(subject: Subject, classes: int) -> list[str]:
-    """One name a class; its number where the images do not tell."""
-    known = [getattr(getattr(subject, split, None), "classes", ()) for split in ("train", "test")]
-    names = list(max(known, key=len))
+    """Return one name per class; its number if the images have no class names."""
+    candidates = [getattr(getattr(subject, split, None), "classes", ()) for split in ("train", "test")]
+    names = list(max(candidates, key=len))
     return names + [str(number) for number in range(len(names), classes)]
 
 
 def read(store: "Store", rows: NDArray[np.int64], device: torch.device, size: int) -> Tensor:
-    """Images as uint8 [n, 3, size, size] on the device, resized where they are stored at another size."""
+    """Read images as uint8 [n, 3, size, size] on the device, resized if they are stored at another size."""
     return resized(torch.from_numpy(store.read(rows)).permute(0, 3, 1, 2).to(device), size)
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [n, 3, S, S] to uint8 [n, 3, size, size], antialiased; as they are where that is their size."""
+    """Resize uint8 [n, 3, S, S] to uint8 [n, 3, size, size], antialiased; unchanged if that is their size."""
     if images.shape[-1] == size:
         return images
     small = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
@@ -46,17 +46,17 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 def thumbnails(store: "Store", rows: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
-    """uint8 [n, size, size, 3]."""
+    """Read images as uint8 [n, size, size, 3]."""
     images = read(store, rows, torch.device("cpu"), size)
     return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 @torch.no_grad()
 def features_of_changed(subject: Subject, store: "Store", rows: NDArray[np.int64], change: Change) -> Tensor:
-    """The backbone's features in eval mode of those images after `change`, float32 [n, width].
+    """Features of these images after `change`, from the backbone in eval mode, float32 [n, width].
 
-    Images are decoded by threads a few batches ahead; `change` is called here, a batch after the other.
-    Raises UserError where features are not finite.
+    Images are decoded by threads a few batches ahead; `change` is called here, one batch after the other.
+    Raises UserError if features are not finite.
     """
     from sslkit.data import in_order
 

@@ -1,6 +1,6 @@
-"""Drawing for evaluators: PNGs that read on dark and on light pages, and that no class name can break.
+"""Drawing for evaluators: PNGs that are legible on dark and on light pages, and that no class name can break.
 
-Nothing is told by colour alone: right and wrong have signs, curves and classes have markers of their own.
+Colour is never the only cue: right and wrong have signs, curves and classes have markers of their own.
 """
 
 import unicodedata
@@ -23,7 +23,7 @@ from sslkit.machine import atomic
 
 PAPER, INK, FAINT = "#fafafa", "#1a1a1a", "#595959"
 RIGHT, WRONG = "#006b4f", "#b33c00"
-"""Green and vermilion, of which the colour-blind see the lightness."""
+"""Green and vermilion, which differ in lightness for colour-blind readers."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#000000", "#7a4fbf", "#8c2d04", "#666666")
 """After Okabe and Ito 2008, darkened where they would be too faint on white."""
 MARKERS = "osD^vP*XhH<>pd"
@@ -32,28 +32,28 @@ CELL = 1.15
 THUMBNAIL = 96
 """Side in pixels of an image in a table."""
 SPELT_OUT = 20
-"""Classes up to which each has its count, tick or legend entry."""
+"""Largest number of classes for which each has its own count, tick or legend entry."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An image of a table."""
+    """One image of a table."""
 
     pixels: NDArray[np.uint8]
     """[H, W, 3]."""
     caption: str | None = None
     right: bool | None = None
-    """Marked as right or wrong; None: neither."""
+    """True or False marks the image as right or wrong; None: no mark."""
 
 
 def place(subject: Any, name: str, alt: str) -> Path | None:
-    """Where the subject wants a file of that name with that text alternative; None: nobody wants files."""
+    """Path that the subject assigns to a file with that name and text alternative; None: no files are wanted."""
     attach = getattr(subject, "attach", None)
     return attach(name, alt) if attach else None
 
 
 def label(name: str, limit: int = 22) -> str:
-    """A name from the data, fit to be drawn: one line, at most `limit` characters, □ for those without a glyph."""
+    """Make a name from the data drawable: one line, at most `limit` characters, □ for those without a glyph."""
     glyphs = _glyphs()
     plain = "".join(" " if unicodedata.category(c)[0] in "ZC" else c if ord(c) in glyphs else "□" for c in name)
     line = " ".join(plain.split()) or "(nameless)"
@@ -68,7 +68,7 @@ def _glyphs() -> frozenset[int]:
 def image_table(
     path: Path, rows: Sequence[Sequence[Cell]], row_names: Sequence[str], column_names: Sequence[str]
 ) -> None:
-    """Images in rows and columns, with captions under them; ✓ and ✗ mark right and wrong ones."""
+    """Draw images in rows and columns, with captions under them; ✓ and ✗ mark right and wrong ones."""
     names = max(_inches(label(name), 9) for name in row_names) / CELL + 0.2
     high = 1.24
     width, height = names + len(column_names), len(rows) * high + 0.3
@@ -98,7 +98,7 @@ def _draw_cell(axes: Axes, cell: Cell, left: float, top: float) -> None:
 
 
 def heat_map(path: Path, counts: NDArray[np.int64], names: Sequence[str], across: str, down: str) -> None:
-    """Counts [C, C], coloured by their share of the row; up to 20 classes have their counts written in."""
+    """Draw counts [C, C], coloured by their share of the row; for up to 20 classes the counts are written in."""
     classes = len(counts)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(3.2 + 0.45 * classes, 13)
@@ -123,7 +123,7 @@ def heat_map(path: Path, counts: NDArray[np.int64], names: Sequence[str], across
 
 
 def curves(path: Path, x: Sequence[float], lines: Mapping[str, Sequence[float]], across: str, up: str) -> None:
-    """One curve a name, each with a colour and a marker; y is a share, drawn in per cent."""
+    """Draw one curve per name, each with a colour and a marker; y is a fraction, drawn in per cent."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(lines.items()):
@@ -139,7 +139,7 @@ def curves(path: Path, x: Sequence[float], lines: Mapping[str, Sequence[float]],
 def scatter(
     path: Path, panels: dict[str, NDArray[np.floating]], labels: NDArray[np.int64], names: Sequence[str]
 ) -> None:
-    """Points [N, 2] of several panels side by side; each class has a colour and a marker."""
+    """Draw points [N, 2] of several panels side by side; each class has a colour and a marker."""
     figure = _figure(5.2 * len(panels) + 1.6, 5.2)
     present = np.unique(labels)
     for number, (title, points) in enumerate(panels.items()):
@@ -155,7 +155,7 @@ def scatter(
 
 
 def overlaid(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """A map [H, W] >= 0 in colours over the image [H, W, 3] in grey; its 99th percentile is the brightest."""
+    """Overlay a map [H, W] >= 0 in colours on the image [H, W, 3] in grey; its 99th percentile is the brightest."""
     from matplotlib import colormaps
 
     scaled = np.clip(heat / max(float(np.percentile(heat, 99)), 1e-12), 0, 1)[..., None]
@@ -168,14 +168,14 @@ def overlaid(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """Inches. No pyplot: it keeps figures alive, and asks for a screen."""
+    """Create a figure of this size in inches, without pyplot, which keeps figures alive and needs a display."""
     figure = Figure(figsize=(width, height), facecolor=PAPER, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colour and marker of class or curve `number`; 140 pass before a pair comes again."""
+    """Colour and marker of class or curve `number`; pairs repeat after 140."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
@@ -183,14 +183,14 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """`text` is ours, or has been through `label`."""
+    """Write `text`, which is a constant or has been passed through `label`."""
     looks: dict[str, Any] = {"color": INK, "fontsize": 7, "parse_math": False}
     axes.text(x, y, text, **looks | style)
 
 
 def _inches(text: str, points: float) -> float:
-    """Width of a line of text in that font size."""
-    # Dollar signs would make it a formula.
+    """Width of a line of text in that font size, in inches."""
+    # Dollar signs would be parsed as a formula.
     return TextPath((0, 0), text.replace("$", "n"), size=points).get_extents().width / 72
 
 
@@ -200,7 +200,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _plain(texts: Iterable[Any]) -> None:
-    """A dollar sign in a name starts no formula."""
+    """Prevent dollar signs in names from being parsed as formulas."""
     for text in texts:
         text.set_parse_math(False)
 

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Confusion between classes: how often each true class is predicted as which."""
 
 import csv
 import io
@@ -17,17 +17,17 @@ from sslkit.machine import atomic
 
 
 class Confusion(Evaluator):
-    """Confusion matrix of the linear probe or of kNN: table, heat map, and the worst mistakes in words.
+    """Confusion matrix of the linear probe or of kNN: table, heat map, and the worst mistakes as notes.
 
     The classifiers are those of the evaluators `linear` and `knn` with their default settings. Besides top1 and top5,
-    `worst_class` is the accuracy of the class that is recognised least.
+    `worst_class` is the accuracy of the class with the lowest recall.
     """
 
     class Config(Evaluator.Config):
         classifier: Literal["linear", "knn"] = "linear"
-        """Who classifies the test images."""
+        """Classifier of the test images."""
         pairs: int = Field(5, ge=0)
-        """How many of the most frequent mistakes are told in words."""
+        """Number of the most frequent mistakes listed in the notes."""
 
     config: Config
 
@@ -40,7 +40,7 @@ class Confusion(Evaluator):
         ranking = self._predict(subject)
         matrix = confusion_matrix(ranking[:, 0], features.test_y, features.classes)
         names = class_names(subject, features.classes)
-        self._tell(subject, matrix, names)
+        self._note_mistakes(subject, matrix, names)
         _attach(subject, matrix, names)
         recall = matrix.diagonal() / matrix.sum(1)
         return accuracy(ranking, features.test_y, features.classes) | {
@@ -56,22 +56,22 @@ class Confusion(Evaluator):
             return classifier.predict(f.train_x, f.train_y, f.test_x, f.classes, subject.seed)
         return classifier.predict(f.train_x, f.train_y, f.test_x, f.classes)
 
-    def _tell(self, subject: Subject, matrix: Tensor, names: list[str]) -> None:
+    def _note_mistakes(self, subject: Subject, matrix: Tensor, names: list[str]) -> None:
         if not hasattr(subject, "note"):
             return
         for true, predicted, count in worst_pairs(matrix, self.config.pairs):
-            of = int(matrix[true].sum())
-            subject.note(f"{names[true]} taken for {names[predicted]}: {count} of {of}")
+            total = int(matrix[true].sum())
+            subject.note(f"{names[true]} taken for {names[predicted]}: {count} of {total}")
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts, int64 [classes, classes]: row the true class, column the predicted one."""
+    """Return counts, int64 [classes, classes]: row the true class, column the predicted one."""
     flat = torch.bincount(labels * classes + predicted, minlength=classes**2)
     return flat.view(classes, classes).cpu()
 
 
 def worst_pairs(matrix: Tensor, count: int) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes, (true, predicted, how often), most frequent first; equals in class order."""
+    """Return the most frequent mistakes, (true, predicted, count), most frequent first; ties in class order."""
     wrong = matrix - matrix.diagonal().diag()
     pairs = sorted(wrong.nonzero().tolist(), key=lambda pair: -int(wrong[*pair]))
     return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs[:count]]
@@ -89,7 +89,7 @@ def _attach(subject: Subject, matrix: Tensor, names: list[str]) -> None:
 
 
 def as_csv(matrix: Tensor, names: list[str]) -> str:
-    """The matrix with a head line and a head column of class names."""
+    """Format the matrix with a header line and a header column of class names."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["true class", *names])

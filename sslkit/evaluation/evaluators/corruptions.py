@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMALL = 64
-"""Side in pixels up to which the parameters of the small images are meant."""
+"""Largest side in pixels for which the parameters of small images are used."""
 SEVERITIES = range(1, 6)
 
 Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
 def gaussian_noise(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    """Add noise of that standard deviation (white being 1), drawn from the generator on the CPU."""
+    """Add Gaussian noise of this standard deviation (white is 1), drawn from the generator on the CPU."""
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     return _bytes(images / 255 + deviation * noise)
 
 
 def gaussian_blur(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """Blur by `sigma` pixels, cut off at 4 sigma; pixels of the border are repeated, as often as needed."""
+    """Blur by `sigma` pixels, truncated at 4 sigma; border pixels are replicated as far as needed."""
     reach = int(4 * sigma + 0.5)
     offsets = torch.arange(-reach, reach + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
@@ -37,7 +37,7 @@ def gaussian_blur(images: Tensor, sigma: float, generator: torch.Generator) -> T
 
 
 def brightness(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Raise the V of HSV by `amount`; hue and saturation stay."""
+    """Raise V of HSV by `amount`; hue and saturation are unchanged."""
     x = images / 255
     value = x.amax(1, keepdim=True)
     raised = (value + amount).clamp(max=1)
@@ -45,19 +45,19 @@ def brightness(images: Tensor, amount: float, generator: torch.Generator) -> Ten
 
 
 def contrast(images: Tensor, factor: float, generator: torch.Generator) -> Tensor:
-    """Draw every channel of an image towards its mean."""
+    """Scale the contrast of every channel of an image around its mean."""
     x = images / 255
     mean = x.mean((2, 3), keepdim=True)
     return _bytes((x - mean) * factor + mean)
 
 
 def jpeg(images: Tensor, quality: float, generator: torch.Generator) -> Tensor:
-    """Compress at that quality, 1 to 100, and back."""
+    """Compress with this JPEG quality, 1 to 100, and decompress."""
     return _by_pillow(images, lambda picture: _recompressed(picture, int(quality)))
 
 
 def pixelation(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Shrink to that share of the side and enlarge again, both by box filter."""
+    """Shrink to this fraction of the side and enlarge again, both with a box filter."""
     side = images.shape[-1]
     small = int(side * share)
     box = Image.Resampling.BOX
@@ -72,17 +72,17 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], tuple[float, ...]]] 
     "jpeg": (jpeg, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
     "pixelation": (pixelation, (0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
 }
-"""Name -> (what it does, parameters at severities 1 to 5 for small images, those for large ones)."""
+"""Name -> (function, parameters at severities 1 to 5 for small images, those for large ones)."""
 
 
 def corrupt(name: str, severity: int, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Corruption `name` at a severity of 1 to 5; images uint8 [n, 3, S, S]."""
+    """Apply corruption `name` at a severity of 1 to 5 to images uint8 [n, 3, S, S]."""
     change, small, large = CORRUPTIONS[name]
     return change(images, (small if images.shape[-1] <= SMALL else large)[severity - 1], generator)
 
 
 def _bytes(x: Tensor) -> Tensor:
-    # Their code cuts the fraction off; rounding spares float32 an occasional grey level.
+    # The authors' code truncates; rounding keeps float32 errors from changing an occasional grey level.
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What the backbone costs to use: parameters, arithmetic, time on this machine, and space on disk."""
+"""Cost of using the backbone: parameters, arithmetic, time on this machine, and size on disk."""
 
 import time
 from collections.abc import Callable
@@ -18,30 +18,30 @@ from sslkit.machine.stopwatch import Stopwatch
 from sslkit.nn.modes import eval_mode
 
 REFERENCE = 224
-"""The image size at which the field's tables count."""
+"""The image size at which the literature reports FLOPs."""
 
 
 class Cost(Evaluator):
     """Parameters, FLOPs, latency and images per second on this machine, size on disk; needs no labels.
 
-    gmacs: 10⁹ multiply-adds an image, what most papers (Sonawane et al. 2021, Table 1, among them) call FLOPs;
-    gflops: 10⁹ FLOPs, two a multiply-add. Of convolutions, linear layers and attention; the rest is not counted.
+    gmacs: 10⁹ multiply-adds per image, which most papers (Sonawane et al. 2021, Table 1, among them) call FLOPs;
+    gflops: 10⁹ FLOPs, two per multiply-add. Convolutions, linear layers and attention are counted, nothing else.
     """
 
     class Config(Evaluator.Config):
         batch_sizes: tuple[int, ...] = (1, 64)
-        """Images at a time, whose speed is measured."""
+        """Batch sizes whose speed is measured."""
         repeats: int = Field(30, ge=1)
-        """Timed passes of each; their median counts."""
+        """Timed passes for each batch size; the result is their median."""
         warmup: int = Field(5, ge=1)
-        """Passes before those."""
+        """Passes before the timed ones."""
         seconds: float = Field(5.0, gt=0)
-        """Time for each batch size: a slow network is timed less often, though at least three times."""
+        """Time limit for each batch size: a slow network is timed less often, but at least three times."""
 
     config: Config
     needs_labels: ClassVar[bool] = False
     varies: ClassVar[tuple[str, ...]] = ("latency_ms", "images_per_second")
-    """Beginnings of the names of figures that are times, and so never twice the same."""
+    """Prefixes of the figures that are times, and so differ between runs."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -73,7 +73,7 @@ class Cost(Evaluator):
         return figures
 
     def _seconds(self, net: nn.Module, n: int, size: int, autocast: Any, device: torch.device) -> float:
-        """Median seconds of one pass of n images."""
+        """Median time of one pass of n images, in seconds."""
         images = torch.zeros(n, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
         def once() -> None:
@@ -87,20 +87,20 @@ class Cost(Evaluator):
 
 
 def megabytes(net: nn.Module) -> float:
-    """10⁶ bytes of the weights file, without its header."""
+    """Size of the weights file without its header, in units of 10⁶ bytes."""
     number: float = sum(t.numel() * t.element_size() for t in net.state_dict().values()) / 1e6
     return number
 
 
 def timings(once: Callable[[], Any], device: torch.device, warmup: int, repeats: int, seconds: float) -> list[float]:
-    """Seconds of each call after the first `warmup`: `repeats` of them, fewer (though three) when time is up."""
-    began = time.perf_counter()
+    """Time each call after the first `warmup`, in seconds: `repeats` of them, or fewer (but three) when time is up."""
+    start = time.perf_counter()
     for _ in range(warmup):
         _timed(once, device)
-        if time.perf_counter() - began > seconds / 2:
+        if time.perf_counter() - start > seconds / 2:
             break
     times: list[float] = []
-    while len(times) < min(3, repeats) or (len(times) < repeats and time.perf_counter() - began < seconds):
+    while len(times) < min(3, repeats) or (len(times) < repeats and time.perf_counter() - start < seconds):
         times.append(_timed(once, device))
     return times
 

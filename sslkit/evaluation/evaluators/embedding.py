@@ -1,4 +1,4 @@
-"""The features in the plane: how the backbone lays the images out."""
+"""Two-dimensional embedding of the features, which shows how the backbone arranges the images."""
 
 import json
 import warnings
@@ -19,21 +19,21 @@ from sslkit.machine import atomic
 SPRITE = 32
 """Side in pixels of a thumbnail in the sprite sheet."""
 BEFORE = 50
-"""Dimensions that PCA leaves to t-SNE (van der Maaten and Hinton 2008, section 4.2: 30; scikit-learn advises 50)."""
+"""PCA components given to t-SNE (van der Maaten and Hinton 2008, section 4.2: 30; scikit-learn advises 50)."""
 
 
 class Embedding(Evaluator):
-    """t-SNE and PCA of the test features: a picture, and the data of the report's explorer.
+    """t-SNE and PCA of the test features: a figure, and the data of the report's explorer.
 
-    t-SNE after van der Maaten and Hinton 2008, as openTSNE computes it where that is installed, else scikit-learn.
-    Classes colour the points and move none. Figures: `pca_variance`, the share of the variance that two components
-    keep, and the trustworthiness of both pictures (Venna and Kaski 2001): how much of a point's neighbourhood of 5 in
-    the picture is its neighbourhood among the features, at most 1.
+    t-SNE after van der Maaten and Hinton 2008, computed by openTSNE if it is installed, else by scikit-learn.
+    Class labels only colour the points. Results: `pca_variance`, the share of the variance that two components
+    keep, and the trustworthiness of both embeddings (Venna and Kaski 2001): how far a point's 5 nearest neighbours
+    in the plane are its neighbours among the features, at most 1.
     """
 
     class Config(Evaluator.Config):
         max_images: int = Field(2000, ge=4)
-        """Test images at most, drawn by the seed."""
+        """Largest number of test images, drawn by the seed."""
         perplexity: float = Field(30.0, gt=1)
         """t-SNE: effective number of neighbours; at most a third of the images."""
 
@@ -43,8 +43,8 @@ class Embedding(Evaluator):
     def protocol(self) -> str:
         c = self.config
         by = "openTSNE" if find_spec("openTSNE") else "scikit-learn"
-        how = f"PCA, and t-SNE of its {BEFORE} first components ({by}), perplexity {c.perplexity:g}"
-        return f"up to {c.max_images} test images; {how}"
+        method = f"PCA, and t-SNE of its {BEFORE} first components ({by}), perplexity {c.perplexity:g}"
+        return f"up to {c.max_images} test images; {method}"
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         f = subject.features
@@ -60,12 +60,12 @@ class Embedding(Evaluator):
 
 
 def drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
-    """Sorted rows of at most `most` of `count` images, whatever their classes."""
+    """Draw sorted rows of at most `most` of `count` images, regardless of their classes."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def pca(x: NDArray[np.floating]) -> tuple[NDArray[np.floating], float]:
-    """(up to 50 principal components [n, ·], two at least; share of the variance that the first two keep)."""
+    """Return (up to 50 principal components [n, ·], at least two; share of the variance that the first two keep)."""
     centred = x - x.mean(0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     components = left[:, :BEFORE] * sizes[:BEFORE]
@@ -74,7 +74,7 @@ def pca(x: NDArray[np.floating]) -> tuple[NDArray[np.floating], float]:
 
 
 def tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray[np.floating]:
-    """Points [n, 2]; the perplexity is at most a third of n, and three images or fewer are left where PCA puts them."""
+    """Return points [n, 2]; perplexity is capped at a third of n, and up to three images keep their PCA positions."""
     perplexity = min(perplexity, (len(x) - 1) / 3)
     if perplexity <= 1:
         return x[:, :2]
@@ -91,7 +91,7 @@ def tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray[np.fl
 def _open_tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray[np.floating]:
     from openTSNE import TSNE
 
-    # Exact neighbours: the approximate ones depend on the number of threads.
+    # Exact neighbours, because the approximate ones depend on the number of threads.
     engine = TSNE(perplexity=perplexity, initialization="pca", neighbors="exact", random_state=seed, n_jobs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -101,7 +101,7 @@ def _open_tsne(x: NDArray[np.floating], perplexity: float, seed: int) -> NDArray
 def _trust(x: NDArray[np.floating], points: NDArray[np.floating]) -> float:
     from sklearn.manifold import trustworthiness
 
-    # It is defined for neighbourhoods of less than half the points.
+    # Trustworthiness is defined for neighbourhoods of less than half the points.
     neighbours = min(5, (len(x) - 1) // 2)
     return float(trustworthiness(x, points, n_neighbors=neighbours)) if neighbours else 1.0
 
@@ -119,8 +119,8 @@ def _attach(
         columns = ceil(sqrt(len(rows)))
         _write_sprite(sheet, thumbnails(subject.test, labelled_rows(subject.test)[rows], SPRITE), columns)
         if path := pictures.place(subject, "embedding.json", "The points, as data"):
-            about = {"file": sheet.name, "size": SPRITE, "columns": columns}
-            _write_data(path, points, labels, names, about)
+            sprite = {"file": sheet.name, "size": SPRITE, "columns": columns}
+            _write_data(path, points, labels, names, sprite)
 
 
 def _write_data(path: Path, points: dict[str, Any], labels: Any, names: list[str], sprite: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def _write_data(path: Path, points: dict[str, Any], labels: Any, names: list[str
 
 
 def _write_sprite(path: Path, images: NDArray[np.uint8], columns: int) -> None:
-    """Thumbnail k stands in row k // columns, column k % columns."""
+    """Write thumbnail k in row k // columns, column k % columns."""
     from PIL import Image
 
     lines = ceil(len(images) / columns)

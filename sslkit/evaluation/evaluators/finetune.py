@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole network trained with labels, many or few, against the same network from scratch."""
+"""Fine-tuning: the whole network trained with all or few labels, compared with training from scratch."""
 
 import math
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ from sslkit.nn.schedules import cosine
 
 
 class Tuning(Evaluator):
-    """What fine-tuning with all labels and with few have in common (SimCLR, B.5).
+    """Base of fine-tuning with all labels and with few (SimCLR, B.5).
 
-    Nothing is chosen by test images: what the last step leaves is what counts.
+    Nothing is selected on test images: the result is that of the last step.
     """
 
     class Config(Evaluator.Config):
         min_steps: int = Field(200, ge=1)
-        """At least so many steps, whatever the epochs: a handful of images makes few steps an epoch."""
+        """Least number of steps, whatever the epochs: a handful of images makes few steps per epoch."""
         steps: int | None = Field(None, ge=1)
-        """Exactly so many steps; null: as the epochs and min_steps log."""
+        """Exact number of steps; null: given by the epochs and min_steps."""
         batch_size: int = Field(256, ge=2)
-        """Images a step; where there are fewer, each comes several times, cropped and mirrored anew."""
+        """Images per step; if there are fewer, each is repeated with other random crops and flips."""
         lr: float = Field(0.05, gt=0)
         """Learning rate for a batch of 256, scaled linearly with the batch; it falls to zero along a cosine."""
         momentum: float = Field(0.9, ge=0, lt=1)
@@ -41,7 +41,7 @@ class Tuning(Evaluator):
 
     config: Config
 
-    def _how(self) -> str:
+    def _settings(self) -> str:
         c = self.config
         least = f"{c.steps} steps" if c.steps else f"at least {c.min_steps} steps"
         lr = f"{c.lr * c.batch_size / 256:g} cosine"
@@ -77,7 +77,7 @@ class Tuning(Evaluator):
             raise UserError(f"fine-tuning diverged at lr={peak:g}; lower evaluators.{type(self).__name__.lower()}.lr")
 
     def _batches(self, subject: Subject, rows: NDArray[np.int64], steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Full batches of weakly augmented views, epoch after epoch; every image equally often."""
+        """Yield full batches of weakly augmented views, epoch after epoch, with every image equally often."""
         from sslkit.data import make_loader
 
         plain = subject.preprocessing
@@ -97,7 +97,7 @@ class Tuning(Evaluator):
 
 
 class Finetune(Tuning):
-    """Whole network fine-tuned with all labels (SimCLR, B.2 and B.5), or trained from scratch beside it."""
+    """Fine-tuning of the whole network with all labels (SimCLR, B.2 and B.5), optionally also from scratch."""
 
     class Config(Tuning.Config):
         epochs: float = Field(30, gt=0)
@@ -109,7 +109,7 @@ class Finetune(Tuning):
 
     @property
     def protocol(self) -> str:
-        return f"fine-tuned with all labels, {self.config.epochs:g} epochs: {self._how()}"
+        return f"fine-tuned with all labels, {self.config.epochs:g} epochs: {self._settings()}"
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         rows = _labelled_rows(subject)
@@ -121,16 +121,16 @@ class Finetune(Tuning):
 
 
 class Semi(Tuning):
-    """Fine-tuned with 1 % and 10 % of the labels, against the same network from scratch (SimCLR, Table 7 and B.5).
+    """Fine-tuning with 1 % and 10 % of the labels, compared with training from scratch (SimCLR, Table 7 and B.5).
 
-    The labelled images are a class-balanced choice by seed, at least one a class; the 1 % are among the 10 %.
+    The labelled images are a class-balanced choice by seed, at least one per class; the 1 % are among the 10 %.
     """
 
     class Config(Tuning.Config):
         fractions: tuple[float, ...] = Field((0.01, 0.1), min_length=1)
-        """Shares of the labels."""
+        """Fractions of the labels."""
         epochs: tuple[float, ...] = Field((60, 30), min_length=1)
-        """Passes over the labelled images, one number a fraction; the last one counts for what follows."""
+        """Passes over the labelled images, one number per fraction; the last one applies to further fractions."""
         scratch: bool = True
         """Also train the same network from random weights, for comparison."""
 
@@ -146,7 +146,7 @@ class Semi(Tuning):
         if self.counts:
             labels = [f"{label} ({n})" for label, n in zip(labels, self.counts)]
         epochs = ", ".join(f"{e:g}" for e in self.config.epochs)
-        return f"fine-tuned with {', '.join(labels)} of the labels, class-balanced, {epochs} epochs: {self._how()}"
+        return f"fine-tuned with {', '.join(labels)} of the labels, class-balanced, {epochs} epochs: {self._settings()}"
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         figures: dict[str, float] = {}
@@ -156,16 +156,16 @@ class Semi(Tuning):
             self.counts.append(len(rows))
             epochs = self.config.epochs[min(i, len(self.config.epochs) - 1)]
             for kind in ("", "scratch_") if self.config.scratch else ("",):
-                found = self._accuracy(subject, rows, epochs, initial=bool(kind))
-                figures |= {f"semi_{100 * fraction:g}_{kind}{k}": v for k, v in found.items()}
+                results = self._accuracy(subject, rows, epochs, initial=bool(kind))
+                figures |= {f"semi_{100 * fraction:g}_{kind}{k}": v for k, v in results.items()}
         return figures
 
 
 def balanced_subset(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
-    """Sorted rows of a share of the labels (-1: none), equally many of each class and at least one.
+    """Return sorted rows of a fraction of the labels (-1: none), equally many of each class and at least one.
 
-    A pure function of its arguments; a larger share holds the smaller ones of the same seed. A class too small
-    gives all it has.
+    A pure function of its arguments; a larger fraction includes the smaller ones of the same seed. A class that is too
+    small contributes all its images.
     """
     classes = np.unique(labels[labels >= 0])
     each = max(1, round(fraction * np.count_nonzero(labels >= 0) / len(classes)))
@@ -185,7 +185,7 @@ def _labelled_rows(subject: Subject) -> NDArray[np.int64]:
 
 
 def _classifier(backbone: Any, classes: int) -> nn.Linear:
-    """At zero, so that the first step, of noise alone, leaves the features as they are."""
+    """Return a classifier initialised at zero, so that the noise of the first step leaves the features unchanged."""
     classifier = nn.Linear(backbone.width, classes)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)

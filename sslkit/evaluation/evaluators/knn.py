@@ -1,4 +1,4 @@
-"""Nearest-neighbour vote: needs no training, so it is the quickest honest figure."""
+"""k-nearest-neighbour classification, which needs no training and so is the quickest honest figure."""
 
 import torch
 from pydantic import Field
@@ -12,14 +12,14 @@ from sslkit.evaluation.subject import Subject
 class KNN(Evaluator):
     """k nearest training images vote for their class, weighted by similarity (Wu et al. 2018, section 3.4).
 
-    By Euclidean distance every neighbour has one vote (Cover and Hart 1967), the distance of Sonawane et al. 2021.
+    With Euclidean distance every neighbour has one vote (Cover and Hart 1967), the distance of Sonawane et al. 2021.
     """
 
     class Config(Evaluator.Config):
         metric: Metric = "cosine"
-        """cosine: votes weighted by similarity; euclidean: one each, and nearer neighbours decide between equals."""
+        """cosine: votes weighted by similarity; euclidean: one vote each, ties decided by nearer neighbours."""
         k: int = Field(200, ge=1)
-        """Neighbours that vote; at most as many as there are training images."""
+        """Number of neighbours that vote; at most the number of training images."""
         temperature: float = Field(0.1, gt=0)
         """cosine: a neighbour of similarity s has exp(s / temperature) votes."""
         layer: str | None = None
@@ -47,12 +47,12 @@ class KNN(Evaluator):
 
     @torch.no_grad()
     def predict(self, train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int) -> Tensor:
-        """The up to five classes with most votes, best first, int64 [M, min(5, classes)]; -1: no vote was left.
+        """Return the up to five classes with most votes, best first, int64 [M, min(5, classes)]; -1: no vote was left.
 
-        Memory beyond the features is bounded, however many there are: as `nearest` bounds it.
+        Memory beyond the features is bounded as in `nearest`, however many there are.
         """
-        found = nearest(train_x, test_x, self.config.k, self.config.metric, beside=classes)
-        return torch.cat([self._vote(nearness, train_y[rows], classes) for nearness, rows in found])
+        neighbours = nearest(train_x, test_x, self.config.k, self.config.metric, beside=classes)
+        return torch.cat([self._vote(nearness, train_y[rows], classes) for nearness, rows in neighbours])
 
     def _vote(self, nearness: Tensor, labels: Tensor, classes: int) -> Tensor:
         votes = nearness.new_zeros(len(nearness), classes).scatter_add_(1, labels, self._weights(nearness))
@@ -60,11 +60,11 @@ class KNN(Evaluator):
         return ranking.masked_fill(most == 0, -1)
 
     def _weights(self, nearness: Tensor) -> Tensor:
-        """Votes of neighbours, nearest first, [m, k]."""
+        """Weight of each neighbour's vote, nearest first, [m, k]."""
         if self.config.metric == "cosine":
-            # Relative to the nearest, or a low temperature overflows.
+            # Relative to the nearest neighbour, because a low temperature would overflow.
             return ((nearness - nearness[:, :1]) / self.config.temperature).exp()
-        # All that is added to the k votes is half a vote: it only decides between equals.
+        # The ranks add up to half a vote over all k neighbours, so they only decide ties.
         k = nearness.shape[1]
         rank = torch.arange(k, 0, -1, device=nearness.device, dtype=nearness.dtype)
         return (1 + rank / (k * (k + 1))).expand_as(nearness)

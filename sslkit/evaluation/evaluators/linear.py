@@ -1,4 +1,4 @@
-"""The linear probe: one linear classifier on frozen features, the field's usual protocol."""
+"""The linear probe: a linear classifier on frozen features, the standard protocol of the field."""
 
 import math
 from typing import Literal
@@ -18,23 +18,23 @@ class Linear(Evaluator):
     """Linear classifier trained on frozen features (Zhang et al. 2016; settings after SimCLR, B.6).
 
     An earlier layer's map is averaged over a grid to about 9000 numbers (Goyal et al. 2019). Features are extracted
-    once, without augmentation, so a probe takes seconds. Nothing is chosen by test images:
-    what the last epoch leaves is what counts.
+    once, without augmentation, so a probe takes seconds. Nothing is selected on test images: the result is that of the
+    last epoch.
     """
 
     class Config(Evaluator.Config):
         layer: str | None = None
         """Layer to probe, by its name in the network: layer3, blocks.4; null: the backbone's features."""
         solver: Literal["sgd", "lbfgs"] = "sgd"
-        """sgd: as in the papers; lbfgs: logistic regression to its optimum, which has no learning rate."""
+        """sgd: as in the papers; lbfgs: logistic regression to its optimum, without a learning rate."""
         standardize: bool = True
-        """Bring each feature to mean 0 and deviation 1 over the training images, so that one rate suits all."""
+        """Standardize each feature to mean 0, deviation 1 over the training images, so that one rate suits all."""
         epochs: int = Field(100, ge=1)
         """sgd: passes over the training features."""
         batch_size: int = Field(512, ge=1)
-        """sgd: features a step."""
+        """sgd: features per step."""
         lr: float = Field(0.1, gt=0)
-        """sgd: learning rate at the start; it falls to zero along a cosine."""
+        """sgd: initial learning rate; it falls to zero along a cosine."""
         momentum: float = Field(0.9, ge=0, lt=1)
         """sgd: Nesterov momentum."""
         weight_decay: float = Field(0.0, ge=0)
@@ -42,7 +42,7 @@ class Linear(Evaluator):
         l2: float = Field(1.0, ge=0)
         """lbfgs: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C); the bias is exempt."""
         max_steps: int = Field(500, ge=1)
-        """lbfgs: most iterations."""
+        """lbfgs: largest number of iterations."""
 
     config: Config
 
@@ -64,9 +64,9 @@ class Linear(Evaluator):
         return accuracy(ranking, features.test_y, features.classes)
 
     def predict(self, train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, seed: int = 0) -> Tensor:
-        """Train, then the up to five likeliest classes, best first, int64 [M, min(5, classes)].
+        """Train, then return the up to five likeliest classes, best first, int64 [M, min(5, classes)].
 
-        Batches depend on `seed` alone; the weights start at zero, which for a convex loss is as good as any.
+        Batches depend on `seed` alone; the weights start at zero, as good as any start for a convex loss.
         """
         c = self.config
         if c.solver == "lbfgs":

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, to its optimum: the linear classifier that has no learning rate."""
+"""Logistic regression on frozen features, to its optimum: a linear classifier without a learning rate."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,18 +10,18 @@ from sslkit.data.split import stratified_split
 from sslkit.errors import UserError
 
 Score = Callable[[Tensor, Tensor], float]
-"""What a choice is made by: (predicted, true) class numbers [M] -> the higher, the better."""
+"""Criterion of a selection: (predicted, true) class numbers [M] -> a number to maximise."""
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each feature [N, width] -> two of [width], the deviation safe to divide by."""
     std, mean = torch.std_mean(x, 0, correction=0)
-    # The deviation of a feature that never varies is rounding error, which must not be blown up.
+    # The deviation of a constant feature is rounding error, which must not be amplified.
     return mean, torch.maximum(std, 1e-6 * mean.abs()).clamp_min(1e-30)
 
 
 class Probe(nn.Module):
-    """Logits [B, classes] of features [B, width], brought to the mean and deviation of the training features."""
+    """Logits [B, classes] of features [B, width], standardized by the moments of the training features."""
 
     def __init__(self, train_x: Tensor, classes: int, standardize: bool = True) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def ranking(self, x: Tensor) -> Tensor:
-        """The up to five likeliest classes, best first, int64 [M, min(5, classes)]."""
+        """Return the up to five likeliest classes, best first, int64 [M, min(5, classes)]."""
         return torch.cat([self(part).topk(min(5, len(self.bias))).indices for part in x.split(4096)])
 
 
@@ -48,9 +48,9 @@ def fit(
     max_steps: int = 500,
     start: Probe | None = None,
 ) -> Probe:
-    """The minimum of the summed cross-entropy + l2/2 · ‖W‖² (scikit-learn's 1/C), by L-BFGS; the bias is exempt.
+    """Minimise the summed cross-entropy + l2/2 · ‖W‖² (scikit-learn's 1/C) by L-BFGS; the bias is exempt.
 
-    x: float [N, width]; y: int64 [N], 0 to classes - 1. `start`: a probe of the same features to begin from.
+    x: float [N, width]; y: int64 [N], 0 to classes - 1. `start`: a probe of the same features to start from.
     """
     probe = Probe(x, classes, standardize)
     if start is not None:
@@ -73,16 +73,16 @@ def fit(
 def choose_l2(
     x: Tensor, y: Tensor, classes: int, values: Iterable[float], *, score: Score, seed: int, standardize: bool = True
 ) -> float:
-    """The value whose probe, trained on four fifths of these images, scores best on the stratified fifth left out.
+    """Return the value whose probe, trained on four fifths of the images, scores best on the stratified fifth held out.
 
-    Of equals the strongest wins. Raises UserError where no class has two images.
+    Of ties the strongest wins. Raises UserError if no class has two images.
     """
     rest, held_out = (torch.from_numpy(rows).to(x.device) for rows in stratified_split(y.cpu().numpy(), seed))
     if not len(held_out):
         raise UserError("too few images of each class to hold any out for the choice of l2; give at least two of one")
     scores: dict[float, float] = {}
     probe = None
-    # From the strongest on: the optimum under one l2 is close to that under the next.
+    # From the strongest downwards, because the optimum of one l2 is close to that of the next.
     for l2 in sorted(values, reverse=True):
         probe = fit(x[rest], y[rest], classes, l2=l2, standardize=standardize, start=probe)
         scores[l2] = score(probe.ranking(x[held_out])[:, 0], y[held_out])
@@ -90,11 +90,11 @@ def choose_l2(
 
 
 def share_right(predicted: Tensor, labels: Tensor) -> float:
-    """Share of the images that are predicted right: top-1 accuracy."""
+    """Share of the images that are classified correctly: top-1 accuracy."""
     return (predicted == labels).double().mean().item()
 
 
 def mean_per_class(predicted: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy of each class that occurs, averaged over the classes: rare ones count as much as common ones."""
+    """Top-1 accuracy of each class that occurs, averaged over the classes, so that rare and common ones count alike."""
     right = (predicted == labels).double()
     return torch.stack([right[labels == c].mean() for c in labels.unique()]).mean().item()

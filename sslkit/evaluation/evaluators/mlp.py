@@ -1,4 +1,4 @@
-"""A small neural classifier on pixels, embeddings, or embeddings squeezed into a few dimensions."""
+"""A small neural classifier on pixels, embeddings, or embeddings reduced to a few dimensions."""
 
 from typing import Literal
 
@@ -16,25 +16,25 @@ from sslkit.evaluation.subject import Subject
 from sslkit.nn.modes import own_random
 
 LOGITS = 2**25
-"""How many hidden units are held at once: 128 MB of float32."""
+"""Most hidden units computed at once: 128 MB of float32."""
 
 
 class MLP(Evaluator):
-    """Classifier with one hidden layer on pixels, embeddings, or their PCA or t-SNE (Beasse 2024, 6.2, Figure 10).
+    """Classifier with one hidden layer on pixels, features, or their PCA or t-SNE (Beasse 2024, 6.2, Figure 10).
 
     PCA is fitted to the training images. t-SNE places only points that it was fitted to, so it is fitted to
-    training and test images together, without any label (a transductive protocol).
+    training and test images together, without labels (a transductive protocol).
     """
 
     class Config(Evaluator.Config):
         input: Literal["pixels", "embeddings", "pca", "tsne"] = "embeddings"
-        """What is classified; pca and tsne: the embeddings, squeezed."""
+        """Input of the classifier: pixels, the backbone's features (embeddings), or these reduced by pca or tsne."""
         components: int = Field(50, ge=1)
-        """pca: dimensions left, at most as many as the embeddings have."""
+        """pca: number of components, at most the width of the features."""
         perplexity: float = Field(30.0, gt=0)
-        """tsne: neighbours that count; at most a third of the images."""
+        """tsne: effective number of neighbours; at most a third of the images."""
         tsne_train: int = Field(20_000, ge=10)
-        """tsne: at most so many training images, a stratified choice by seed, for it grows slow."""
+        """tsne: largest number of training images, a stratified choice by seed, because t-SNE becomes slow."""
         pixel_size: int = Field(32, ge=4)
         """pixels: larger images are averaged down to this height and width."""
         hidden: int = Field(512, ge=1)
@@ -42,7 +42,7 @@ class MLP(Evaluator):
         epochs: int = Field(30, ge=1)
         """Passes over the training images."""
         batch_size: int = Field(256, ge=1)
-        """Images a step."""
+        """Images per step."""
         lr: float = Field(1e-3, gt=0)
         """Learning rate of Adam."""
 
@@ -52,7 +52,7 @@ class MLP(Evaluator):
     @property
     def protocol(self) -> str:
         c = self.config
-        what = {
+        inputs = {
             "pixels": f"pixels, at most {c.pixel_size}×{c.pixel_size}",
             "embeddings": "embeddings",
             "pca": f"embeddings, PCA to {c.components} fitted on train",
@@ -60,7 +60,7 @@ class MLP(Evaluator):
         }[c.input]
         few = f" ({self.n_train} training images)" if self.n_train else ""
         return (
-            f"MLP on {what}{few}, standardized on train; {c.hidden} hidden units, ReLU; "
+            f"MLP on {inputs}{few}, standardized on train; {c.hidden} hidden units, ReLU; "
             f"Adam {c.epochs} epochs, batch {c.batch_size}, lr {c.lr:g}"
         )
 
@@ -70,7 +70,10 @@ class MLP(Evaluator):
         return accuracy(ranking, test_y, classes)
 
     def predict(self, train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, seed: int = 0) -> Tensor:
-        """Train, then the up to five likeliest classes, best first, int64 [M, min(5, classes)]; `seed` decides all."""
+        """Train, then return the up to five likeliest classes, best first, int64 [M, min(5, classes)].
+
+        All randomness depends on `seed`.
+        """
         mean, std = moments(train_x)
         with own_random(seed), torch.enable_grad():
             model = nn.Sequential(
@@ -95,8 +98,8 @@ class MLP(Evaluator):
         if kind == "tsne":
             f = self._fewer(f, subject.seed)
         if kind in ("pca", "tsne"):
-            squeeze = self._pca if kind == "pca" else self._tsne
-            train, test = squeeze(f.train_x.cpu().numpy(), f.test_x.cpu().numpy(), subject.seed)
+            reduce = self._pca if kind == "pca" else self._tsne
+            train, test = reduce(f.train_x.cpu().numpy(), f.test_x.cpu().numpy(), subject.seed)
             on_device = [torch.from_numpy(np.ascontiguousarray(x)).float().to(f.train_x.device) for x in (train, test)]
             return on_device[0], f.train_y, on_device[1], f.test_y, f.classes
         return f.train_x, f.train_y, f.test_x, f.test_y, f.classes

@@ -1,4 +1,4 @@
-"""What is left of the accuracy when the pictures get worse."""
+"""Robustness: the accuracy that is left on corrupted images."""
 
 import csv
 import io
@@ -19,15 +19,15 @@ from sslkit.machine import atomic
 class Robustness(Evaluator):
     """Accuracy under common corruptions at five severities (Hendrycks & Dietterich 2019).
 
-    A linear probe is trained on clean images once, and predicts clean and corrupted test images. Figures are
+    A linear probe is trained once, on clean images, and predicts clean and corrupted test images. Results are
     accuracies: `clean_top1`, each corruption's mean over the severities, and `corrupted`, the mean of those.
     """
 
     class Config(Evaluator.Config):
         corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
-        """Which ones."""
+        """Corruptions to apply, by name."""
         l2: float = Field(1.0, ge=0)
-        """Of the probe: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C)."""
+        """L2 penalty of the probe: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C)."""
 
         @field_validator("corruptions")
         @classmethod
@@ -77,13 +77,13 @@ def _corrupted(subject: Subject, name: str, severity: int) -> Tensor:
 def _attach(subject: Subject, clean: float, curves: dict[str, list[float]]) -> None:
     from sslkit.evaluation.drawing import pictures
 
-    told = ", ".join(f"{name} {values[-1]:.0%}" for name, values in curves.items())
-    alt = f"Accuracy over severity, from {clean:.0%} on clean images to, at severity 5: {told}"
-    spoken = {name.replace("_", " "): [clean, *values] for name, values in curves.items()}
+    worst = ", ".join(f"{name} {values[-1]:.0%}" for name, values in curves.items())
+    alt = f"Accuracy over severity, from {clean:.0%} on clean images to, at severity 5: {worst}"
+    lines = {name.replace("_", " "): [clean, *values] for name, values in curves.items()}
     if path := pictures.place(subject, "robustness.png", alt):
-        pictures.curves(path, [0, *SEVERITIES], spoken, "severity (0: clean)", "top-1 accuracy")
+        pictures.curves(path, [0, *SEVERITIES], lines, "severity (0: clean)", "top-1 accuracy")
     if path := pictures.place(
-        subject, "robustness.csv", "The same as a table: a line a corruption, a column a severity"
+        subject, "robustness.csv", "The same as a table: one line per corruption, one column per severity"
     ):
         atomic.write_text(path, _as_csv(clean, curves))
 

@@ -1,4 +1,4 @@
-"""Which pixels a linear probe's decision hangs on."""
+"""Saliency maps: which pixels the decision of a linear probe depends on."""
 
 import numpy as np
 import torch
@@ -17,32 +17,32 @@ from sslkit.evaluation.subject import Subject
 from sslkit.nn.modes import eval_mode, own_random
 
 POSITIONS = 4
-"""Side of the coarsest map that still says where: Grad-CAM takes the deepest layer with one as fine as this."""
+"""Least side of a map that still locates objects: Grad-CAM uses the deepest layer with a map as fine as this."""
 
 
 class Saliency(Evaluator):
     """Gradient, SmoothGrad and Grad-CAM maps of each class's best and worst test images.
 
-    Simonyan et al. 2014 (gradient of the class score, largest over the channels); Smilkov et al. 2017 (its mean over
+    Simonyan et al. 2014 (gradient of the class score, maximum over the channels); Smilkov et al. 2017 (its mean over
     noisy copies); Selvaraju et al. 2017 (maps of a late layer, weighted by their mean gradient). The class score is the
-    logit of a linear probe trained on the training images. As in Sonawane et al. 2021, section 5.2, shown are each
-    class's true positive of the highest probability and its false negative of the lowest. The figures, top1 and top5,
-    are the probe's.
+    logit of a linear probe trained on the training images. As in Sonawane et al. 2021, section 5.2, figures show each
+    class's true positive of the highest probability and its false negative of the lowest. The results, top1 and top5,
+    are those of the probe.
     """
 
     class Config(Evaluator.Config):
         per_class: int = Field(1, ge=1)
-        """Images of each class and kind."""
+        """Images per class and kind."""
         max_classes: int = Field(10, ge=1)
-        """Classes that are shown, at most; the first ones."""
+        """Largest number of classes shown; the first ones."""
         samples: int = Field(25, ge=1)
-        """SmoothGrad: noisy copies."""
+        """SmoothGrad: number of noisy copies."""
         noise: float = Field(0.15, gt=0)
         """SmoothGrad: standard deviation of the noise, as a share of the image's range (the paper: 0.1 to 0.2)."""
         layer: str | None = None
-        """Grad-CAM: layer by its name in the network; null: the deepest with a map of at least 4×4 that has a log."""
+        """Grad-CAM: layer by its name in the network; null: the deepest with a map of at least 4×4 and a gradient."""
         l2: float = Field(1.0, ge=0)
-        """Of the probe: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C)."""
+        """L2 penalty of the probe: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C)."""
 
     config: Config
 
@@ -82,8 +82,8 @@ class Saliency(Evaluator):
         from sslkit.evaluation.drawing import pictures
 
         labels, guesses = subject.features.test_y[rows], probabilities[rows].argmax(1)
-        told = ", ".join(pictures.label(names[c]) for c in labels.tolist())
-        alt = f"Test images that are {kind}, with gradient, SmoothGrad and Grad-CAM maps of their true class: {told}"
+        classes = ", ".join(pictures.label(names[c]) for c in labels.tolist())
+        alt = f"Test images that are {kind}, with gradient, SmoothGrad and Grad-CAM maps of their true class: {classes}"
         if not len(rows) or not (path := pictures.place(subject, name, alt)):
             return
         images = read(subject.test, labelled_rows(subject.test)[rows], subject.device, subject.image_size)
@@ -102,7 +102,7 @@ class Saliency(Evaluator):
     def _maps(
         self, subject: Subject, probe: logistic.Probe, images: Tensor, labels: Tensor
     ) -> dict[str, NDArray[np.floating]]:
-        """Each [n, S, S] >= 0."""
+        """Compute the maps of all three methods by name, each [n, S, S] >= 0."""
         scorer = nn.Sequential(subject.backbone, probe)
         views = subject.views(images)
         c = self.config
@@ -119,20 +119,20 @@ class Saliency(Evaluator):
 def extremes(
     probabilities: Tensor, labels: Tensor, per_class: int, max_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of each class's surest true positives and of its false negatives that had the least probability of it."""
+    """Rows of each class's most confident true positives, and of its false negatives with the lowest probability."""
     guesses = probabilities.argmax(1)
     best: list[Tensor] = []
     worst: list[Tensor] = []
     for c in labels.unique().tolist()[:max_classes]:
-        for found, hit, highest in ((best, guesses == c, True), (worst, guesses != c, False)):
+        for chosen, hit, highest in ((best, guesses == c, True), (worst, guesses != c, False)):
             rows = ((labels == c) & hit).nonzero()[:, 0]
             order = probabilities[rows, c].argsort(descending=highest, stable=True)
-            found.append(rows[order[:per_class]])
+            chosen.append(rows[order[:per_class]])
     return torch.cat(best).cpu().numpy(), torch.cat(worst).cpu().numpy()
 
 
 def gradient(scorer: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-    """max over the channels of |∂score/∂pixel| (Simonyan et al. 2014, section 3.1), [n, S, S]."""
+    """Return max over the channels of |∂score/∂pixel| (Simonyan et al. 2014, section 3.1), [n, S, S]."""
     from captum.attr import Saliency as Gradient
 
     out: Tensor = Gradient(scorer).attribute(views.clone().requires_grad_(), target=labels, abs=False).abs().amax(1)
@@ -140,14 +140,14 @@ def gradient(scorer: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
 
 
 def smooth_gradient(scorer: nn.Module, views: Tensor, labels: Tensor, samples: int, noise: float, seed: int) -> Tensor:
-    """The same of the gradient's mean over noisy copies (Smilkov et al. 2017), [n, S, S]."""
+    """Return max over the channels of |gradient, averaged over noisy copies| (Smilkov et al. 2017), [n, S, S]."""
     from captum.attr import NoiseTunnel
     from captum.attr import Saliency as Gradient
 
     tunnel = NoiseTunnel(Gradient(scorer))
     out = []
     with own_random(seed):
-        # Image by image, because each has its own range.
+        # One image at a time, because each has its own range.
         for view, label in zip(views.split(1), labels.split(1)):
             spread = noise * (view.max() - view.min()).item()
             options = {"nt_type": "smoothgrad", "nt_samples": samples, "stdevs": max(spread, 1e-12)}
@@ -157,9 +157,9 @@ def smooth_gradient(scorer: nn.Module, views: Tensor, labels: Tensor, samples: i
 
 
 def grad_cam(backbone: nn.Module, scorer: nn.Module, layer: str, views: Tensor, labels: Tensor) -> Tensor:
-    """ReLU(Σ α_k A^k), α_k being the mean gradient of map A^k (Selvaraju et al. 2017, Eq. 1 and 2), [n, S, S].
+    """Return ReLU(Σ α_k A^k), α_k being the mean gradient of map A^k (Selvaraju et al. 2017, Eq. 1 and 2), [n, S, S].
 
-    Captum's own averages the tokens of a vision transformer over the wrong dimension; this takes them as a grid.
+    Captum's own version averages a vision transformer's tokens over the wrong dimension; this uses them as a grid.
     """
     maps, slopes = _map_and_slopes(backbone, scorer, layer, views, labels)
     heat = (slopes.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu()
@@ -167,16 +167,16 @@ def grad_cam(backbone: nn.Module, scorer: nn.Module, layer: str, views: Tensor, 
 
 
 def cam_layer(backbone: nn.Module, scorer: nn.Module, view: Tensor, label: Tensor) -> str:
-    """The deepest layer with a map that is fine enough and that the score hangs on.
+    """Return the deepest layer whose map is fine enough and has a gradient of the score.
 
-    Of a transformer that reads its class token, the last block's other tokens have no log. Raises UserError where
-    there is none.
+    In a transformer that reads its class token, the last block's other tokens have no gradient. Raises UserError if
+    there is no such layer.
     """
     shapes = layer_names(backbone, view.shape[-1])
     finest = max((height for _, height, _ in shapes.values()), default=0)
     fine = [name for name, (_, height, _) in shapes.items() if height >= min(POSITIONS, finest) > 1]
     if is_token_net(backbone) and fine:
-        # Not the queries, keys and values, nor the wide layer of an MLP.
+        # Neither the queries, keys and values nor the wide layer of an MLP.
         fine = [name for name in fine if shapes[name][0] == shapes[fine[-1]][0]]
     for name in reversed(fine):
         if _map_and_slopes(backbone, scorer, name, view, label)[1].any():
@@ -187,7 +187,7 @@ def cam_layer(backbone: nn.Module, scorer: nn.Module, view: Tensor, label: Tenso
 def _map_and_slopes(
     backbone: nn.Module, scorer: nn.Module, layer: str, views: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A layer's maps and the score's gradient in them, both [n, C, h, w]."""
+    """A layer's maps and the gradient of the score with respect to them, both [n, C, h, w]."""
     with torch.enable_grad(), tap(backbone, layer) as tapped:
         scores = scorer(views.clone().requires_grad_()).gather(1, labels[:, None]).sum()
         maps = tapped.output.detach()

@@ -1,4 +1,4 @@
-"""The frozen backbone on other data sets."""
+"""Transfer of the frozen backbone to other data sets."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,23 +18,23 @@ METRICS = {"top1": logistic.share_right, "mean_per_class": logistic.mean_per_cla
 class Transfer(Evaluator):
     """Linear classifiers on other data sets, l2 chosen on held-out training images (SimCLR, Table 8 and B.8).
 
-    Multinomial logistic regression by L-BFGS without augmentation. Its l2 is chosen, for every data set by itself, on a
-    stratified fifth of the training images; then it is trained anew on all of them. Figures are called by the data set:
-    `digits_top1`; `average` is the mean of the chosen metric over the data sets. With `finetune` the whole network is
-    trained too, as the evaluator `finetune` does it.
+    Multinomial logistic regression by L-BFGS without augmentation. Its l2 is chosen, separately for every data set, on
+    a stratified fifth of the training images; then it is trained again on all of them. Results are named after the data
+    set: `digits_top1`; `average` is the mean of the chosen metric over the data sets. With `finetune` the whole network
+    is trained too, as by the evaluator `finetune`.
     """
 
     class Config(Evaluator.Config):
         data: tuple[str, ...] = ("digits",)
-        """Data sets, by name or by path, in the forms that `data=` takes."""
+        """Data sets, by name or by path, in the forms that `data=` accepts."""
         metric: Literal["top1", "mean_per_class"] = "top1"
-        """What chooses l2 and is averaged; mean_per_class, beside top1, suits unequal classes (Table 8)."""
+        """Metric that selects l2 and is averaged; mean_per_class, beside top1, suits unequal classes (Table 8)."""
         l2_from: float = Field(1e-6, gt=0)
-        """Weakest l2 that is tried: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C)."""
+        """Smallest l2 to try: l2/2 · ‖W‖² is added to the summed loss (scikit-learn's 1/C)."""
         l2_to: float = Field(1e5, gt=0)
-        """Strongest l2 that is tried."""
+        """Largest l2 to try."""
         l2_values: int = Field(12, ge=1)
-        """How many are tried, evenly spaced in the logarithm; the paper's 45 take four times as long."""
+        """Number of values to try, evenly spaced in the logarithm; the paper's 45 take four times as long."""
         finetune: bool = False
         """Also train the whole network on each data set."""
 
@@ -72,11 +72,11 @@ class Transfer(Evaluator):
         chosen = []
         for name, data in zip(_short(self.config.data), self.config.data):
             other = _on(subject, data)
-            found = self._linear(subject, other, data)
-            chosen.append(found[self.config.metric])
+            results = self._linear(subject, other, data)
+            chosen.append(results[self.config.metric])
             if self.config.finetune:
-                found |= _finetuned(other)
-            figures |= {f"{name}_{figure}": value for figure, value in found.items()}
+                results |= _finetuned(other)
+            figures |= {f"{name}_{figure}": value for figure, value in results.items()}
         return figures | {"average": float(np.mean(chosen))}
 
     def _linear(self, subject: Subject, other: Subject, data: str) -> dict[str, float]:
@@ -85,8 +85,8 @@ class Transfer(Evaluator):
         l2 = logistic.choose_l2(f.train_x, f.train_y, f.classes, values, score=METRICS[c.metric], seed=subject.seed)
         subject.note(f"{data}: l2={l2:g}, {len(f.train_y)} training and {len(f.test_y)} test images")
         predicted = logistic.fit(f.train_x, f.train_y, f.classes, l2=l2).ranking(f.test_x)[:, 0]
-        found = {name: METRICS[name](predicted, f.test_y) for name in dict.fromkeys(("top1", c.metric))}
-        return found | _interval("top1", found["top1"], other)
+        results = {name: METRICS[name](predicted, f.test_y) for name in dict.fromkeys(("top1", c.metric))}
+        return results | _interval("top1", results["top1"], other)
 
 
 def _finetuned(other: Subject) -> dict[str, float]:
@@ -97,7 +97,7 @@ def _finetuned(other: Subject) -> dict[str, float]:
 
 
 def _interval(name: str, value: float, other: Subject) -> dict[str, float]:
-    """Of the other data's test images, of which there are more or fewer than of the subject's own."""
+    """Confidence interval for the number of the other data's test images, which differs from the subject's own."""
     from sslkit.runs.records import wilson
 
     low, high = wilson(value, len(other.features.test_y))
@@ -105,7 +105,7 @@ def _interval(name: str, value: float, other: Subject) -> dict[str, float]:
 
 
 def _short(data: Iterable[str]) -> list[str]:
-    """A key for each data set: its name, or the last part of its path, numbered where that is taken."""
+    """Short name of each data set: its name, or the last part of its path, numbered if that is taken."""
     names: list[str] = []
     for text in data:
         stem = Path(text).stem or "data"
@@ -114,7 +114,7 @@ def _short(data: Iterable[str]) -> list[str]:
 
 
 def _on(subject: Subject, data: str) -> Subject:
-    """The same backbone, before other images, which are packed at the size that it takes."""
+    """Return a subject of the same backbone on other images, packed at the backbone's image size."""
     from sslkit.config.resolve import resolve_data
     from sslkit.data import open_stores
 
