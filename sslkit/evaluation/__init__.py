@@ -54,5 +54,6 @@ def register_evaluators(register: Any) -> None:
         "embedding": "embedding:Embedding",
         "robustness": "robustness:Robustness",
         "cost": "cost:Cost",
+        "geometry": "geometry:Geometry",
     }.items():
         register(name, f"sslkit.evaluation.evaluators.{target}")
