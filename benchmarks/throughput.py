@@ -133,10 +133,10 @@ def measure(words: list[str], args: argparse.Namespace, folder: str) -> Cell:
     options = [f"--repeats={args.repeats}", f"--seconds={args.seconds}", "--json"]
     command = [sys.executable, "-m", "sslkit", "bench", *words, *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    told = done.stdout
+    output = done.stdout
     for place in (folder, args.small.parent, args.large.parent):
-        told = told.replace(f"{place}/", "")
-    cell: Cell = json.loads(told)
+        output = output.replace(f"{place}/", "")
+    cell: Cell = json.loads(output)
     return cell
 
 
