@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,21 @@ def test_the_glossary_is_in_order():
     terms = re.findall(r"^\| ([^|]+) \| [^|]+ \|", (ROOT / "docs/glossary.md").read_text("utf-8"), re.M)[1:]
     assert len(terms) > 50
     assert terms == sorted(terms, key=str.lower)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_name_of_sslkit_that_a_page_uses_exists(page):
+    named = set(re.findall(r"(?<![\w/])sslkit(?:\.\w+)+(?=[\s`(.,;:\[])", page.read_text("utf-8")))
+    assert [name for name in named if not exists(name)] == []
+
+
+def exists(name):
+    found = import_module("sslkit")
+    for part in name.split(".")[1:]:
+        if not hasattr(found, part):
+            try:
+                import_module(f"{found.__name__}.{part}")
+            except (ImportError, AttributeError):
+                return False
+        found = getattr(found, part)
+    return True
