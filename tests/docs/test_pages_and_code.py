@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sslkit import plugins
+
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")]
@@ -73,3 +75,8 @@ def exists(name):
                 return False
         found = getattr(found, part)
     return True
+
+
+def test_every_evaluator_has_its_protocol_on_the_page():
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs/evaluation.md").read_text("utf-8"), re.M)
+    assert sorted(headings) == plugins.names("evaluators")
