@@ -4,9 +4,11 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
+import loky
 import numpy as np
 import pytest
 from helpers.paths import PYTHONPATH
@@ -16,7 +18,7 @@ from PIL import Image, ImageFile
 from sslkit.data import ArrayImages, Folder, Images, Store, pack
 from sslkit.data.packing import pack as packing
 from sslkit.data.packing.convert import to_square
-from sslkit.data.packing.processes import Processes
+from sslkit.data.packing.processes import ordered_map_by_processes
 from sslkit.data.sources.folder import FileImages
 from sslkit.data.threads import ordered_map
 from sslkit.errors import UserError
@@ -403,13 +405,12 @@ def test_pillow_is_set_in_the_processes_as_here(tmp_path, apart, monkeypatch):
 UNGUARDED = """
 import sys
 from pathlib import Path
-from sslkit.data import packing
-from sslkit.data.folder import FileImages
-from sslkit.data.processes import Processes
+from sslkit.data.packing import pack
+from sslkit.data.sources.folder import FileImages
 
 print("begun")
-packing.APART_FROM = 1
-print(len(packing.pack(FileImages(Path(sys.argv[1])), Path(sys.argv[2]), size=32, workers=2)))
+pack.APART_FROM = 1
+print(len(pack.pack(FileImages(Path(sys.argv[1])), Path(sys.argv[2]), size=32, workers=2)))
 """
 
 
@@ -425,29 +426,38 @@ def with_this_sslkit():
     return os.environ | {"PYTHONPATH": PYTHONPATH}
 
 
-def test_helpers_answer_raise_and_end():
-    with Processes(2) as processes:
-        here, first = os.getpid(), processes.call(os.getpid)
-        assert first != here
-        processes.call(print, "what a decoder prints")
-        with pytest.raises(ZeroDivisionError):
-            processes.call(divmod, 1, 0)
-        assert {processes.call(os.getpid) for _ in range(4)} == {p.pid for p in processes._all}
-    assert all(process.returncode is not None for process in processes._all)
+@pytest.fixture
+def started(monkeypatch):
+    """The processes of every pool, by their number."""
+    processes = {}
+
+    class Pool(loky.ProcessPoolExecutor):
+        def submit(self, *args, **options):
+            future = super().submit(*args, **options)
+            processes.update(self._processes)
+            return future
+
+    monkeypatch.setattr(loky, "ProcessPoolExecutor", Pool)
+    return processes
 
 
-def test_a_helper_that_is_killed_is_an_error_and_no_hang():
-    with Processes(1) as processes:
-        processes._all[0].kill()
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="has died"):
-                processes.call(os.getpid)
+def test_processes_answer_raise_and_end(started):
+    assert list(ordered_map_by_processes(abs, [-3, 2, -1], workers=2, ahead=2)) == [3, 2, 1]
+    assert set(ordered_map_by_processes(lambda _: os.getpid(), range(4), workers=2, ahead=4)) <= set(started)
+    assert os.getpid() not in started
+    with pytest.raises(ZeroDivisionError):
+        list(ordered_map_by_processes(lambda number: 1 // number, [1, 0, 1], workers=2, ahead=2))
+    assert not any(process.is_alive() for process in started.values())
 
 
-def test_a_packing_that_stops_ends_its_helpers(tmp_path, apart, monkeypatch):
-    made = []
-    monkeypatch.setattr(packing, "Processes", lambda count: made.append(Processes(count)) or made[-1])
+def test_a_process_that_is_killed_is_an_error_and_no_hang(started):
+    with pytest.raises(RuntimeError, match="has died"):
+        list(ordered_map_by_processes(lambda _: os.kill(os.getpid(), signal.SIGKILL), range(3), workers=1, ahead=2))
+    assert not any(process.is_alive() for process in started.values())
+
+
+def test_a_packing_that_stops_ends_its_processes(tmp_path, apart, started):
     with pytest.raises(UserError, match="1 of the first 1 images"):
         pack(classes_of_pictures(tmp_path / "p"), tmp_path / "a.beton", size=32, workers=2, max_skipped=0)
-    assert len(made) == 1
-    assert all(process.returncode is not None for process in made[0]._all)
+    assert started
+    assert not any(process.is_alive() for process in started.values())

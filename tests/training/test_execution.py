@@ -9,12 +9,13 @@ from helpers.executions import CPU, CUDA, FIRST, HALF, MIXED, USUAL, built, conf
 from helpers.small_methods import PlainBackbone, make, without_batch_norm
 
 from sslkit.augment.multi_view import MultiViewAugmentation
-from sslkit.machine.precision import uncompiled
+from sslkit.machine.precision import has_bf16, uncompiled
 from sslkit.methods import RunInfo
 from sslkit.training import execution
 from sslkit.training.execution import Execution, usual
 from sslkit.training.meter import Meter
 from sslkit.training.setup import TrainingSetup
+from sslkit.training.tune import candidates as tune_candidates
 from sslkit.training.tune.candidates import compiled_candidates, eager_candidates
 
 GENTLE = ["tune=off", "optimizer=sgd", "optimizer.lr=0.001"]
@@ -39,7 +40,7 @@ DEPTHWISE = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, groups=4))
     ],
 )
 def test_what_is_tried_on_the_cpu(monkeypatch, bf16, words, precisions, layouts):
-    monkeypatch.setattr(execution, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(tune_candidates, "has_bf16", lambda device: bf16)
     precisions = (["fp32", "bf16"] if bf16 else ["fp32"]) if precisions == "both" else precisions
     config = config_of(*words)
     first = Execution(precisions[0], layouts[0])
@@ -56,7 +57,7 @@ def test_what_is_tried_on_the_cpu(monkeypatch, bf16, words, precisions, layouts)
 
 @pytest.mark.parametrize(("word", "candidates"), [("true", [USUAL, MIXED]), ("false", [USUAL, HALF])])
 def test_depthwise_convolutions_can_be_fixed(monkeypatch, word, candidates):
-    monkeypatch.setattr(execution, "has_bf16", lambda device: True)
+    monkeypatch.setattr(tune_candidates, "has_bf16", lambda device: True)
     words = ["channels_last=true", f"depthwise_fp32={word}"]
     assert eager_candidates(config_of(*words), CPU, DEPTHWISE) == candidates
     assert usual(config_of(*words, "precision=bf16"), CPU) == candidates[1]
@@ -78,7 +79,7 @@ def test_imitated_bf16_is_not_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert {candidate.precision for candidate in eager_candidates(config_of(), CUDA, DEPTHWISE)} == {"fp32"}
     assert usual(config_of(), CUDA).precision == "fp32"
-    assert not execution.has_bf16(CUDA)
+    assert not has_bf16(CUDA)
 
 
 @pytest.mark.parametrize(("word", "kind"), [("compile=true", "default"), ("compile=false", "no")])
@@ -185,7 +186,7 @@ def test_a_run_with_depthwise_convolutions_in_fp32_agrees_with_the_plain_one():
 def test_plain_kernels_reach_every_view_and_agree(augment):
     words = [f"method={augment}", f"augment={augment}", *GENTLE]
     auto, plain = (built(*words, f"kernels={kernels}") for kernels in ("auto", "plain"))
-    views = [part for part in plain.views.modules() if isinstance(part, MultiViewAugmentation)]
+    views = [part for part in plain.augmentation.modules() if isinstance(part, MultiViewAugmentation)]
     assert len(views) == (2 if augment == "swav" else 1)
     assert {part.kernels for part in views} == {"plain"}
     (first, *later), (expected, *others) = stepped(auto, 3), stepped(plain, 3)

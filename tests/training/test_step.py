@@ -12,7 +12,7 @@ from sslkit.config.resolve import resolve
 from sslkit.methods import Method, RunInfo
 from sslkit.training.build import build
 from sslkit.training.setup import TrainingSetup
-from sslkit.training.step import _Pieces, train_step
+from sslkit.training.step import _MicroBatches, train_step
 
 COUPLED = [n for n in plugins.names("methods") if plugins.find("methods", n).embed is not Method.embed]
 ALONE = [n for n in plugins.names("methods") if n not in COUPLED]
@@ -58,9 +58,9 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(name):
     image_batches, reference = first_batches(setup), copy.deepcopy(setup.method)
     ours = gradients(setup, image_batches)
 
-    # All pieces in one graph: what micro-batches must equal, random draws included.
-    pieces = _Pieces(setup, image_batches[0], 0, 0, 4)
-    embedded = [reference.embed(pieces[i]) for i in range(4)]
+    # All micro-batches in one graph: what micro-batches must equal, random draws included.
+    micro_batches = _MicroBatches(setup, image_batches[0], 0, 0, 4)
+    embedded = [reference.embed(micro_batches[i]) for i in range(4)]
     reference.loss({k: torch.cat([e[k] for e in embedded]) for k in embedded[0]})["loss"].backward()
     expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
     assert ours.keys() == expected.keys()
@@ -74,9 +74,9 @@ def test_where_the_loss_is_a_mean_micro_batches_are_its_parts(name):
     setup = setup_of(name, batch_size=16, micro_batch=8)
     image_batches, reference = first_batches(setup), copy.deepcopy(setup.method)
     ours = gradients(setup, image_batches)
-    pieces = _Pieces(setup, image_batches[0], 0, 0, 8)
+    micro_batches = _MicroBatches(setup, image_batches[0], 0, 0, 8)
     for i in range(2):
-        (reference(pieces[i])["loss"] / 2).backward()
+        (reference(micro_batches[i])["loss"] / 2).backward()
     for key, p in reference.named_parameters():
         if p.grad is not None:
             same(ours[key], p.grad)
@@ -85,9 +85,9 @@ def test_where_the_loss_is_a_mean_micro_batches_are_its_parts(name):
 def test_simclr_in_micro_batches_equals_one_batch_of_the_same_views():
     setup = setup_of("simclr", batch_size=16, augment="none")
     image_batches = first_batches(setup)
-    whole, pieces = gradients(setup, image_batches), gradients(setup, image_batches, micro_batch=4)
+    whole, micro_batches = gradients(setup, image_batches), gradients(setup, image_batches, micro_batch=4)
     for key in whole:
-        same(pieces[key], whole[key])
+        same(micro_batches[key], whole[key])
 
 
 def test_accumulated_batches_are_averaged():
@@ -103,7 +103,7 @@ def test_batch_norm_counts_every_image_once():
     setup = setup_of("mocov2", norm=True, batch_size=16, micro_batch=4, backbone="shufflenetv2")
     train_step(setup, first_batches(setup), 0)
     counts = {int(v) for k, v in setup.method.backbone.state_dict().items() if k.endswith("num_batches_tracked")}
-    assert counts == {4}, "four pieces, each embedded twice and counted once"
+    assert counts == {4}, "four micro-batches, each embedded twice and counted once"
 
 
 @pytest.mark.parametrize(

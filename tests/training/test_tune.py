@@ -12,7 +12,7 @@ from sslkit.config.resolve import resolve
 from sslkit.training import engine, execution, tune
 from sslkit.training.execution import Execution
 from sslkit.training.setup import TrainingSetup
-from sslkit.training.tune import choose, in_words, timings, trials
+from sslkit.training.tune import candidates, choose, in_words, timings, trials
 from sslkit.training.tune.timings import Timing, TuningRecord
 from sslkit.training.tune.trials import Trial
 
@@ -26,7 +26,7 @@ def tuning(monkeypatch, tmp_path):
     """Short runs are tuned too, with nothing remembered, and bf16 is open; gives the candidates measured so far."""
     monkeypatch.setattr(tune, "FEWEST_STEPS", 1)
     monkeypatch.setattr(trials, "TIMED_STEPS", 1)
-    monkeypatch.setattr(execution, "has_bf16", lambda device: True)
+    monkeypatch.setattr(candidates, "has_bf16", lambda device: True)
     monkeypatch.setenv("SSLKIT_CACHE", str(tmp_path / "cache"))
     measured: list[list[Execution]] = []
     measure = trials.measure
@@ -171,13 +171,13 @@ def test_a_damaged_memory_is_measured_anew(tuning, seconds, tmp_path):
 
 def test_views_are_tried_once_and_only_where_compiling_is_open(tuning, seconds, monkeypatch):
     tried: list[int] = []
-    monkeypatch.setattr(tune.views, "_can_be_compiled", lambda setup: setup.config.compile is not False)
-    monkeypatch.setattr(tune.views, "try_compiled", lambda views, images: tried.append(len(images)) or answer)
+    monkeypatch.setattr(tune.compiled_views, "_can_be_compiled", lambda setup: setup.config.compile is not False)
+    monkeypatch.setattr(tune.compiled_views, "try_compiled", lambda views, images: tried.append(len(images)) or answer)
     words = ["precision=fp32", "channels_last=true", "compile=true", "micro_batch=4"]
     answer = True, "faster"
     assert not built(*words).execution.compiled_views
     assert not tried, "a few steps gain nothing by it"
-    monkeypatch.setattr(tune.views, "COMPILING_PAYS", 0.0)
+    monkeypatch.setattr(tune.compiled_views, "COMPILING_PAYS", 0.0)
     answer = None, "out of memory"
     assert not built(*words).execution.compiled_views
     answer = True, "faster"
@@ -187,7 +187,7 @@ def test_views_are_tried_once_and_only_where_compiling_is_open(tuning, seconds, 
     assert built(*words).execution.compiled_views
     assert not built(*words[:2], "compile=false", "micro_batch=4").execution.compiled_views
     assert tried == [4, 4], "as many images as a step makes views of, until the answer is known"
-    monkeypatch.setattr(tune.views, "COMPILING_PAYS", 120.0)
+    monkeypatch.setattr(tune.compiled_views, "COMPILING_PAYS", 120.0)
     assert not built(*words).execution.compiled_views, "what a longer run found does not make this one longer"
 
 
@@ -364,10 +364,10 @@ def test_resume_compiles_the_views_if_they_were_and_times_nothing(tmp_path, monk
     file.write_text(json.dumps(noted))
     kept: list[TrainingSetup] = []
     monkeypatch.setattr(engine, "_train", lambda run, setup, *rest: kept.append(setup))
-    monkeypatch.setattr(tune.views, "try_compiled", None)
+    monkeypatch.setattr(tune.compiled_views, "try_compiled", None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: None)
     engine.resume(out)
-    assert kept[0].views._compiled is not None
+    assert kept[0].augmentation._compiled is not None
     assert kept[0].execution.compile == "graphs"
     monkeypatch.setattr(execution.distributed, "world", lambda: 2)
     assert execution.possible_here(kept[0].execution, CUDA).compile == "default", "several processes cannot replay"
