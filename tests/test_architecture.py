@@ -1,4 +1,4 @@
-"""The order of the rooms: few entries at the root, no circle of imports, and lazy names that say what is true."""
+"""The order of the rooms: few entries at the root, no circle of imports, and lazy names that are true."""
 
 import ast
 import importlib

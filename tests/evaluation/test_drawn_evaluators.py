@@ -145,16 +145,16 @@ def test_the_worst_mistakes_are_told_in_words():
 
 
 def test_confusion_notes_name_class_guess_and_counts(features):
-    told = []
+    notes = []
     given = Given(features)
-    given.note = told.append
+    given.note = notes.append
     Confusion(Confusion.Config(pairs=2))(given)
     guess = Linear(Linear.Config()).predict(features.train_x, features.train_y, features.test_x, 8)[:, 0]
     wrong = confusion_matrix(features.test_y, guess)
     np.fill_diagonal(wrong, 0)
     a, b = np.unravel_index(wrong.argmax(), wrong.shape)
-    assert told[0] == f"{a} taken for {b}: {wrong.max()} of {(features.test_y == a).sum()}"
-    assert len(told) == 2
+    assert notes[0] == f"{a} taken for {b}: {wrong.max()} of {(features.test_y == a).sum()}"
+    assert len(notes) == 2
 
 
 # --- retrieval ---

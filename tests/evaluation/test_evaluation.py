@@ -438,7 +438,7 @@ def test_a_plain_backbone_by_its_name(sslkit, tmp_path):
     [random] = json.loads(done.stdout)
     assert json.loads(sslkit("evaluate", "timm:resnet10t", *words).stdout)[0]["top1"] == random["top1"]
     assert random["n_test"] == 24
-    assert sslkit("evaluate", "timm:resnet10t").returncode == 2, "it must be told on what"
+    assert sslkit("evaluate", "timm:resnet10t").returncode == 2, "it needs data"
     assert "neither a run" in sslkit("evaluate", "resnet81", *words).stderr
 
     net = library.create_backbone("timm:resnet10t", 32, stem="imagenet")

@@ -96,12 +96,12 @@ def test_nothing_is_fetched_and_the_policy_forbids_it(rich):
 
 def test_every_picture_has_words_and_every_id_is_there_once(rich):
     page = Page(rich / "report.html")
-    told = {
+    facts = {
         "alt": [attrs.get("alt") for tag, attrs in page.tags if tag == "img"],
         "label": [attrs.get("aria-label") for _, attrs in page.tags if attrs.get("role") == "img"],
         "hidden": [attrs.get("aria-hidden") == "true" for tag, attrs in page.tags if tag == "svg"],
     }
-    assert all(words and all(words) for words in told.values()), told
+    assert all(words and all(words) for words in facts.values()), facts
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = [a["href"][1:] for tag, a in page.tags if tag == "a"]

@@ -102,7 +102,7 @@ def test_a_way_that_fails_in_one_process_is_no_way_for_the_others(tmp_path):
 
 
 def whole_batch(name: str) -> Batch:
-    """Views of 8 images as the method's own recipe makes them, and what else it asks for."""
+    """The views of 8 images as the method's own recipe makes them, and what else it asks for."""
     method, generator = plugins.find("methods", name), torch.Generator().manual_seed(1)
     recipe_class = plugins.find("augmentations", method.augment)
     recipe = recipe_class(recipe_class.Config(), SIZE, INFO.mean, INFO.std)
@@ -226,7 +226,7 @@ def test_devices_2_trains_as_one_process_does(tmp_path, with_two):
     weights = [load_file(r.backbone_file) for r in (one, two)]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-5)
-    assert printed.count("pre-trained") == 1, "the outcome is told once"
+    assert printed.count("pre-trained") == 1, "the outcome is printed once"
 
 
 def test_resume_with_another_number_of_processes_says_so(tmp_path):

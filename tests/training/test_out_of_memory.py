@@ -18,9 +18,9 @@ def advice(**settings) -> str:
 @pytest.mark.parametrize(("batch", "processes", "fits"), [(512, 2, 128), (1024, 4, 128), (96, 2, 24)])
 def test_several_processes_are_told_half_of_what_each_of_them_took(monkeypatch, batch, processes, fits):
     monkeypatch.setattr(distributed, "world", lambda: processes)
-    told = advice(batch_size=batch)
-    assert f"batch_size={batch}" in told
-    assert f"{batch // processes} images on each of {processes} processes; set micro_batch={fits}" in told
+    message = advice(batch_size=batch)
+    assert f"batch_size={batch}" in message
+    assert f"{batch // processes} images on each of {processes} processes; set micro_batch={fits}" in message
 
 
 def test_parts_of_the_share_and_not_of_the_part_that_was_too_large(monkeypatch):

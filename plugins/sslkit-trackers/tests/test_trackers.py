@@ -166,18 +166,18 @@ def fake(monkeypatch):
     """A tracker of our own, under the name "fake"."""
 
     class Fake(Tracker):
-        """Remembers what it is told."""
+        """Keeps the metrics that it is given."""
 
-        told: ClassVar[list] = []
+        received: ClassVar[list] = []
         broken = ""
 
         def log(self, step, metrics):
             if self.broken == "log":
                 raise OSError("no line")
-            self.told.append((step, metrics))
+            self.received.append((step, metrics))
 
         def finish(self, error):
-            self.told.append(error)
+            self.received.append(error)
 
     find = plugins.find
     monkeypatch.setattr(plugins, "find", lambda kind, name: Fake if name == "fake" else find(kind, name))
@@ -186,7 +186,7 @@ def fake(monkeypatch):
 
 def test_a_tracker_is_told_plain_numbers_and_the_end(tmp_path, fake):
     run = train(tmp_path, "fake")
-    *logged, end = fake.told
+    *logged, end = fake.received
     assert end is None
     assert [step for step, metrics in logged] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
     assert all(type(v) is float for step, metrics in logged for v in metrics.values())
@@ -196,7 +196,7 @@ def test_a_tracker_is_told_plain_numbers_and_the_end(tmp_path, fake):
 
 def test_a_run_without_trackers_tells_none(tmp_path, fake):
     train(tmp_path)
-    assert fake.told == []
+    assert fake.received == []
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, fake):
@@ -205,7 +205,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, fake):
         run = train(tmp_path, "fake")
     assert len(warned) == 1
     assert run.metrics[-1]["step"] == 6
-    assert fake.told == []
+    assert fake.received == []
 
 
 @pytest.mark.parametrize(
