@@ -123,8 +123,6 @@ def ffcv_missing() -> str | None:
     try:
         import_ffcv()
     except Exception:
-        from sslkit.data.loaders.ffcv import ffcv_mend
-
         return ffcv_mend()
     return None
 
@@ -135,7 +133,6 @@ LIBRARIES = "libopencv-dev libturbojpeg0-dev pkg-config"
 
 def ffcv_mend() -> str | None:
     """None where FFCV imports; else why it does not, and the command that mends it."""
-    from sslkit.data.loaders.ffcv import import_ffcv
 
     try:
         import_ffcv()
