@@ -188,7 +188,7 @@ def test_help_and_list_import_no_torch():
     code = """
 import sys
 from click.testing import CliRunner
-from sslkit.cli import cli
+from sslkit.cli.main import cli
 for words in (["--help"], ["list"], ["list", "methods", "--json"]):
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output

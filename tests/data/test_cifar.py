@@ -145,13 +145,13 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(tmp_path, serv
     content = archive(cifar10_files()[0])
     address, _ = server(content)
     good = hashlib.md5(content).hexdigest()
-    for url, md5, told in [
+    for url, md5, message in [
         (f"{address}/cifar.tar.gz", "0" * 32, "not the file expected"),
         (f"{address}/nothing.tar.gz", good, r"404.*data\.root="),
         ("http://127.0.0.1:9/cifar.tar.gz", good, r"cannot be downloaded.*data\.root="),
         ("nonsense", good, "cannot be downloaded"),
     ]:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             source(CIFAR10, url=url, md5=md5, cache=tmp_path / "cache").images("train")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() or "tmp" in p.name]
 

@@ -47,9 +47,7 @@ def test_alignment_and_uniformity_are_the_means_over_pairs():
     assert geometry.alignment(first, second) == pytest.approx(
         np.mean([((a[i] - b[i]) ** 2).sum().item() for i in range(len(a))])
     )
-    potentials = [
-        math.exp(-2 * ((a[i] - a[j]) ** 2).sum().item()) for i in range(len(a)) for j in range(i + 1, len(a))
-    ]
+    potentials = [math.exp(-2 * ((a[i] - a[j]) ** 2).sum().item()) for i in range(len(a)) for j in range(i + 1, len(a))]
     assert geometry.uniformity(first) == pytest.approx(math.log(np.mean(potentials)))
 
 

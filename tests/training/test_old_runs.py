@@ -62,7 +62,7 @@ def test_the_names_in_a_checkpoint_stay(name):
 
 
 def _holder(key: str, backbones: list[str]) -> str:
-    """The module that a tensor belongs to; of the backbone and its copies the whole, for its names are its library's."""
+    """The module that a tensor belongs to; the whole of a backbone, for the names in it are its library's."""
     module, _, last = key.rpartition(".")
     return next((b for b in backbones if key.startswith(f"{b}.")), module if last in OF_MODULES else key)
 
@@ -111,7 +111,7 @@ def test_weights_under_other_names_are_refused_in_one_sentence(old):
     noted["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     state.write_text(json.dumps(noted))
     with pytest.raises(
-        UserError, match="^the method or the backbone has changed since the checkpoint; start a new run$"
+        UserError, match=r"^the method or the backbone has changed since the checkpoint; start a new run$"
     ):
         engine.resume(old.path, Display(quiet=True))
 
