@@ -23,7 +23,6 @@ class Carbon(Config):
     @field_validator("region")
     @classmethod
     def _known(cls, region: str) -> str:
-        from sslkit.config.carbon import REGIONS, intensity_of
         from sslkit.plugins import suggest
 
         if intensity_of(region) is None:
