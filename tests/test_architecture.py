@@ -1,4 +1,4 @@
-"""The order of the rooms: few entries at the root, no circle of imports, and lazy names that are true."""
+"""The order of the rooms: few entries at the root, no circle of imports, and lazy names as type checkers see them."""
 
 import ast
 import importlib
@@ -22,7 +22,7 @@ def test_the_root_has_at_most_seventeen_entries():
     assert len(entries) <= 17, sorted(entries)
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_module_imports_itself_through_others():
     graph = grimp.build_graph("sslkit", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert sum(map(len, imports.values())) > 300

@@ -37,7 +37,7 @@ def out_of_memory(setup: "TrainingSetup", image_batch: Any, error: RuntimeError)
     size = config.micro_batch or share
     smaller = _divisors(share, size)
     if not smaller and size > 3:
-        return UserError(f"{asked}, and {share} images cannot be taken in setup: use a batch_size of many divisors")
+        return UserError(f"{asked}, and {share} images cannot be taken in parts: use a batch_size of many divisors")
     if not smaller:
         return UserError(f"{asked}, {size} at a time; use a smaller data.image_size or backbone")
     if processes > 1:

@@ -1,4 +1,4 @@
-"""View recipes as a whole: the contract for every registered one, the settings, kornia's augmentations."""
+"""Augmentations as a whole: the contract for every registered one, the settings, kornia's augmentations."""
 
 import io
 import subprocess
@@ -41,8 +41,8 @@ def photos(count: int = 6, size: int = 32, seed: int = 0) -> torch.Tensor:
     return images.mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def build(recipe: type[Augmentation], size: int = 32, **settings) -> Augmentation:
-    return recipe(recipe.Config.model_validate(settings), size, MEAN, STD)
+def build(augmentation: type[Augmentation], size: int = 32, **settings) -> Augmentation:
+    return augmentation(augmentation.Config.model_validate(settings), size, MEAN, STD)
 
 
 def make(name: str, size: int = 32, **settings) -> Augmentation:
@@ -57,12 +57,12 @@ def denormalize(views: torch.Tensor) -> torch.Tensor:
     return views * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
 
 
-def test_the_built_in_recipes_are_registered_with_a_summary():
+def test_the_built_in_augmentations_are_registered_with_a_summary():
     assert {"simclr", "byol", "mocov2", "small", "digits", "none"} <= set(NAMES)
     assert all(c.summary for c in plugins.components("augmentations"))
 
 
-def test_listing_the_recipes_imports_no_torch():
+def test_listing_the_augmentations_imports_no_torch():
     code = (
         "import sys, sslkit.augment; from sslkit import plugins; plugins.names('augmentations'); "
         "[c.summary for c in plugins.components('augmentations')]; "
@@ -76,9 +76,9 @@ def test_listing_the_recipes_imports_no_torch():
 def test_views_have_the_shape_type_and_memory_of_the_contract(name, source, size):
     images = photos(5, source)
     before = images.clone()
-    recipe = make(name, size)
-    (views,) = recipe(images, seeded())
-    assert views.shape == (recipe.n_views * 5, 3, size, size)
+    augmentation = make(name, size)
+    (views,) = augmentation(images, seeded())
+    assert views.shape == (augmentation.n_views * 5, 3, size, size)
     assert views.dtype == torch.float32
     assert views.is_contiguous(memory_format=torch.channels_last)
     assert not views.requires_grad
@@ -90,24 +90,24 @@ def test_views_have_the_shape_type_and_memory_of_the_contract(name, source, size
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_generator_decides_everything(name):
-    recipe, images = make(name), photos()
-    (first,), (again,) = recipe(images, seeded(1)), recipe(images, seeded(1))
+    augmentation, images = make(name), photos()
+    (first,), (again,) = augmentation(images, seeded(1)), augmentation(images, seeded(1))
     assert torch.equal(first, again)
     torch.manual_seed(5)
-    (free,) = recipe(images)
+    (free,) = augmentation(images)
     torch.manual_seed(5)
-    assert torch.equal(free, recipe(images)[0])
+    assert torch.equal(free, augmentation(images)[0])
     if name != "none":
-        assert not torch.equal(first, recipe(images, seeded(2))[0])
+        assert not torch.equal(first, augmentation(images, seeded(2))[0])
         generator = seeded(1)
-        recipe(images, generator)
-        assert not torch.equal(first, recipe(images, generator)[0])
+        augmentation(images, generator)
+        assert not torch.equal(first, augmentation(images, generator)[0])
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
 def test_the_views_of_an_image_differ(name):
-    recipe = make(name, views=2)
-    views = recipe(photos(16), seeded())[0].chunk(recipe.n_views)
+    augmentation = make(name, views=2)
+    views = augmentation(photos(16), seeded())[0].chunk(augmentation.n_views)
     assert ((views[0] - views[1]).abs().amax((1, 2, 3)) > 0.01).float().mean() > 0.9
 
 
@@ -119,8 +119,8 @@ def test_config_survives_its_own_yaml(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_a_help_text(name):
-    recipe = plugins.find("augmentations", name)
-    for field, info in recipe.Config.model_fields.items():
+    augmentation = plugins.find("augmentations", name)
+    for field, info in augmentation.Config.model_fields.items():
         assert info.description, field
         for inner, inner_info in getattr(info.annotation, "model_fields", {}).items():
             assert inner_info.description, f"{field}.{inner}"
@@ -154,14 +154,14 @@ def test_flip_mirrors_at_its_rate_in_each_view():
 def test_byol_blurs_the_first_view_and_solarizes_only_the_second():
     # A fine chessboard of black and light grey: blur mixes the two, solarize brings the light down to 0.2.
     board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 204).to(torch.uint8)
-    recipe = make(
+    augmentation = make(
         "byol",
         crop={"scale": (1, 1), "ratio": (1, 1)},
         jitter={"p": 0},
         flip={"p": 0},
         blur={"sigma": (2, 2)},
     )
-    views = denormalize(recipe(board.expand(500, 3, 32, 32), seeded())[0]).reshape(2, 500, -1)
+    views = denormalize(augmentation(board.expand(500, 3, 32, 32), seeded())[0]).reshape(2, 500, -1)
     top = views.amax(2)
     blurred, solarized = top < 0.79, top < 0.21
     assert blurred[0].all()
@@ -171,10 +171,10 @@ def test_byol_blurs_the_first_view_and_solarizes_only_the_second():
 
 
 def test_autocast_does_not_reach_the_views():
-    recipe, images = make("simclr"), photos()
+    augmentation, images = make("simclr"), photos()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (inside,) = recipe(images, seeded())
-    assert torch.equal(inside, recipe(images, seeded())[0])
+        (inside,) = augmentation(images, seeded())
+    assert torch.equal(inside, augmentation(images, seeded())[0])
 
 
 def test_the_papers_settings():
@@ -246,9 +246,9 @@ def test_one_branch_alone_is_transformed_from_a_crop_that_both_share():
     images = photos(6)
     words = ["augment.shared.p=1", "augment.crop.p=[1, 0]", "augment.flip.p=[0.5, 0]", "augment.jitter.p=[1, 0]"]
     settings = from_words(*words, "augment.grayscale.p=0", "augment.blur.p=0")
-    recipe = SimCLRAugmentation(settings, 32, MEAN, STD)
-    changed, plain = recipe(images, seeded())[0].chunk(2)
-    boxes = recipe.draw(images, seeded()).shared
+    augmentation = SimCLRAugmentation(settings, 32, MEAN, STD)
+    changed, plain = augmentation(images, seeded())[0].chunk(2)
+    boxes = augmentation.draw(images, seeded()).shared
     expected = [
         tv.resized_crop(image.float() / 255, *map(int, box), [32, 32], antialias=True)
         for image, box in zip(images, boxes)
@@ -257,15 +257,17 @@ def test_one_branch_alone_is_transformed_from_a_crop_that_both_share():
     assert ((changed - plain).abs().amax((1, 2, 3)) > 0.05).all()
 
 
-def from_words(*words: str, recipe: type[MultiViewAugmentation] = SimCLRAugmentation) -> MultiViewAugmentation.Config:
-    """The settings that `sslkit run augment.<key>=<value> ...` gives a recipe."""
+def from_words(
+    *words: str, augmentation: type[MultiViewAugmentation] = SimCLRAugmentation
+) -> MultiViewAugmentation.Config:
+    """The settings that `sslkit run augment.<key>=<value> ...` gives an augmentation."""
     mistakes = Mistakes()
     given = {k.removeprefix("augment."): v for k, v in parse_words(words, mistakes).items()}
     mistakes.stop()
-    return recipe.Config.model_validate(nest(given))
+    return augmentation.Config.model_validate(nest(given))
 
 
-def test_one_setting_of_a_step_leaves_the_recipes_others():
+def test_one_setting_of_a_step_leaves_the_augmentations_others():
     config = from_words("augment.jitter.p=0.5", "augment.blur.p=0")
     assert config.jitter == SimCLRAugmentation.Config().jitter.model_copy(update={"p": 0.5})
     assert config.blur == Blur(p=0, sigma=(0.1, 2.0))
@@ -277,7 +279,7 @@ def test_a_mapping_and_a_whole_step_are_taken_too():
     assert SimCLRAugmentation.Config(flip=Flip()).flip.p == 0
 
 
-def test_a_third_party_recipe_is_a_few_lines():
+def test_a_third_party_augmentation_is_a_few_lines():
     class Mine(MultiViewAugmentation):
         """Only flips."""
 
@@ -313,19 +315,19 @@ def test_a_third_party_recipe_is_a_few_lines():
         ("augment.extra=[AugmentationSequential]", "no image augmentation"),
     ],
 )
-def test_wrong_settings_say_what_is_wrong(word, message):
+def test_wrong_settings_are_described(word, message):
     with pytest.raises(ValueError, match=message):
-        from_words(word, recipe=BYOLAugmentation)
+        from_words(word, augmentation=BYOLAugmentation)
 
 
 def test_extra_takes_kornias_augmentations_from_the_command_line():
     word = "augment.extra=[RandomInvert, {RandomErasing: {p: 1.0, scale: [0.25, 0.25], ratio: [1, 1]}}]"
-    config = from_words(word, recipe=PlainAugmentation)
+    config = from_words(word, augmentation=PlainAugmentation)
     assert from_words(f"augment.extra={yaml.safe_dump(config.model_dump(mode='json')['extra'])}").extra == config.extra
-    recipe = PlainAugmentation(config, 32, MEAN, STD)
-    assert [type(step).__name__ for step in recipe.extra] == ["RandomInvert", "RandomErasing"]
-    assert recipe.extra[1].p == 1.0
-    views = denormalize(recipe(torch.full((40, 3, 32, 32), 51, dtype=torch.uint8), seeded())[0])
+    augmentation = PlainAugmentation(config, 32, MEAN, STD)
+    assert [type(step).__name__ for step in augmentation.extra] == ["RandomInvert", "RandomErasing"]
+    assert augmentation.extra[1].p == 1.0
+    views = denormalize(augmentation(torch.full((40, 3, 32, 32), 51, dtype=torch.uint8), seeded())[0])
     erased = (views.abs() < 1e-5).float().mean((1, 2, 3))
     assert erased.tolist() == pytest.approx([0.25] * 80, abs=0.05)
     inverted = (views.amax((1, 2, 3)) - 0.8).abs() < 1e-5
@@ -343,19 +345,21 @@ def test_extra_is_what_kornia_does_to_the_stacked_views():
 
 
 def test_extra_follows_the_generator_and_leaves_the_global_one():
-    recipe = build(PlainAugmentation, extra=["RandomGaussianNoise", {"RandomRotation": {"degrees": 30.0, "p": 1.0}}])
+    augmentation = build(
+        PlainAugmentation, extra=["RandomGaussianNoise", {"RandomRotation": {"degrees": 30.0, "p": 1.0}}]
+    )
     images, generator = photos(), seeded(3)
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    (first,) = recipe(images, generator)
-    (second,) = recipe(images, generator)
+    (first,) = augmentation(images, generator)
+    (second,) = augmentation(images, generator)
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first, second)
     torch.rand(3)
-    assert torch.equal(recipe(images, seeded(3))[0], first)
+    assert torch.equal(augmentation(images, seeded(3))[0], first)
 
 
-def test_building_a_recipe_leaves_the_global_generator():
+def test_building_an_augmentation_leaves_the_global_generator():
     state = torch.get_rng_state()
     build(PlainAugmentation, extra=["RandomPerspective"])
     assert torch.equal(torch.get_rng_state(), state)
@@ -384,8 +388,8 @@ def test_extra_has_no_weights_in_the_state():
 def test_real_photographs_keep_their_content(shared, name):
     """Averaged over many views a photograph is still like itself, and unlike the other photographs."""
     images = real_photographs(shared / "cifar10-2k.tar", 8)
-    recipe = make(name, jitter={"p": 0}, views=2, crop={"scale": (0.5, 1.0)}, flip={"p": 0})
-    many = denormalize(torch.stack([recipe(images, seeded(s))[0] for s in range(8)]))
+    augmentation = make(name, jitter={"p": 0}, views=2, crop={"scale": (0.5, 1.0)}, flip={"p": 0})
+    many = denormalize(torch.stack([augmentation(images, seeded(s))[0] for s in range(8)]))
     average = many.view(16, 8, 3, 32, 32).mean(0).flatten(1)
     likeness = torch.corrcoef(torch.cat([average, (images.float() / 255).flatten(1)]))[:8, 8:]
     assert torch.equal(likeness.argmax(1), torch.arange(8))

@@ -14,7 +14,7 @@ from sslkit.augment import MultiViewAugmentation, cpu_kernels, multi_view
 from sslkit.training.tune import compiled_views
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
-RECIPES = ["simclr", "byol", "mocov2", "small", "beasse", "weak", "digits", "none"]
+AUGMENTATIONS = ["simclr", "byol", "mocov2", "small", "beasse", "weak", "digits", "none"]
 STEPS = {
     "flip": {"flip": {"p": 0.5}},
     "crop": {"crop": {"scale": (0.08, 1.0), "ratio": (0.5, 2.0)}},
@@ -40,31 +40,31 @@ def photos(count: int, height: int, width: int) -> torch.Tensor:
     return images.mul(255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def make(recipe: str | dict, size: int) -> MultiViewAugmentation:
-    if isinstance(recipe, str):
-        cls = plugins.find("augmentations", recipe)
+def make(augmentation: str | dict, size: int) -> MultiViewAugmentation:
+    if isinstance(augmentation, str):
+        cls = plugins.find("augmentations", augmentation)
         return cls(cls.Config(), size, MEAN, STD)
-    return MultiViewAugmentation(MultiViewAugmentation.Config.model_validate(recipe), size, MEAN, STD)
+    return MultiViewAugmentation(MultiViewAugmentation.Config.model_validate(augmentation), size, MEAN, STD)
 
 
-def both(recipe: MultiViewAugmentation, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def both(augmentation: MultiViewAugmentation, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """(fast, plain), in units where white is 1."""
     made = {}
     for kernels in ("auto", "plain"):
-        recipe.kernels = kernels
-        (made[kernels],) = recipe(images, torch.Generator().manual_seed(seed))
+        augmentation.kernels = kernels
+        (made[kernels],) = augmentation(images, torch.Generator().manual_seed(seed))
     deviation = torch.tensor(STD).view(3, 1, 1)
     return made["auto"] * deviation, made["plain"] * deviation
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, *STEPS])
+@pytest.mark.parametrize("augmentation", [*AUGMENTATIONS, *STEPS])
 @pytest.mark.parametrize(
     ("height", "width", "size"), [(32, 32, 32), (50, 50, 32), (20, 20, 32), (40, 61, 48), (130, 90, 32), (96, 96, 96)]
 )
-def test_numba_makes_the_plain_views(recipe, height, width, size):
+def test_numba_makes_the_plain_views(augmentation, height, width, size):
     images = photos(24, height, width)
     before = images.clone()
-    fast, plain = both(make(STEPS.get(recipe, recipe), size), images)
+    fast, plain = both(make(STEPS.get(augmentation, augmentation), size), images)
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
     assert fast.is_contiguous(memory_format=torch.channels_last)
     assert fast.shape == plain.shape
@@ -73,12 +73,12 @@ def test_numba_makes_the_plain_views(recipe, height, width, size):
 
 def test_numba_is_what_makes_them(monkeypatch):
     """Otherwise the comparisons here would compare the plain operations with themselves."""
-    recipe = make("simclr", 32)
+    augmentation = make("simclr", 32)
     monkeypatch.setattr(multi_view, "render_plain", lambda *args: pytest.fail("made by plain operations"))
-    recipe(photos(4, 32, 32))
-    recipe.kernels = "plain"
+    augmentation(photos(4, 32, 32))
+    augmentation.kernels = "plain"
     with pytest.raises(pytest.fail.Exception):
-        recipe(photos(4, 32, 32))
+        augmentation(photos(4, 32, 32))
 
 
 def test_where_compiled_code_cannot_be_kept_each_process_compiles(monkeypatch):
@@ -100,24 +100,24 @@ def test_without_numba_views_are_made_by_plain_operations(monkeypatch):
 
 
 def test_the_number_of_threads_changes_nothing(monkeypatch):
-    recipe, images = make("simclr", 32), photos(13, 32, 32)
+    augmentation, images = make("simclr", 32), photos(13, 32, 32)
     made = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        made.append(recipe(images, torch.Generator().manual_seed(3))[0])
+        made.append(augmentation(images, torch.Generator().manual_seed(3))[0])
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[2])
 
 
 def test_views_of_one_image_and_of_memory_in_another_order_are_the_same():
-    recipe, images = make("byol", 32), photos(5, 32, 32)
-    (several,) = recipe(images, torch.Generator().manual_seed(1))
-    (strided,) = recipe(images.contiguous(), torch.Generator().manual_seed(1))
+    augmentation, images = make("byol", 32), photos(5, 32, 32)
+    (several,) = augmentation(images, torch.Generator().manual_seed(1))
+    (strided,) = augmentation(images.contiguous(), torch.Generator().manual_seed(1))
     assert torch.equal(several, strided)
-    assert recipe(images[:1])[0].shape == (2, 3, 32, 32)
+    assert augmentation(images[:1])[0].shape == (2, 3, 32, 32)
 
 
-def test_kornias_steps_come_before_normalising_in_both_ways():
+def test_kornias_steps_come_before_normalising_by_both_kernels():
     settings = {"jitter": {"p": 1.0}, "extra": [{"RandomErasing": {"p": 1.0, "value": 1.0}}]}
     fast, plain = both(make(settings, 32), photos(8, 32, 32))
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
@@ -125,56 +125,56 @@ def test_kornias_steps_come_before_normalising_in_both_ways():
     assert ((fast - white).abs() < 1e-5).all(1).any((1, 2)).all()
 
 
-@pytest.mark.parametrize("recipe", ["simclr", "byol"])
+@pytest.mark.parametrize("augmentation", ["simclr", "byol"])
 @pytest.mark.parametrize("size", [96, 224])
-def test_numba_is_at_least_twice_as_fast(recipe, size):
+def test_numba_is_at_least_twice_as_fast(augmentation, size):
     """Six to ten times on a quiet machine, `benchmarks/results/`; half of that cannot be noise."""
-    recipe, images = make(recipe, size), photos(16, size, size)
-    both(recipe, images)
+    augmentation, images = make(augmentation, size), photos(16, size, size)
+    both(augmentation, images)
     times = {"auto": [], "plain": []}
     for _ in range(5):
         for kernels, took in times.items():
-            recipe.kernels = kernels
+            augmentation.kernels = kernels
             began = time.perf_counter()
-            recipe(images)
+            augmentation(images)
             took.append(time.perf_counter() - began)
     assert np.median(times["plain"]) > 2 * np.median(times["auto"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["byol", "digits"])
-def test_compiled_views_are_the_plain_ones(recipe):
+@pytest.mark.parametrize("augmentation", ["byol", "digits"])
+def test_compiled_views_are_the_plain_ones(augmentation):
     """What a GPU runs, compiled for the CPU: the same graph, another code generator's output."""
-    recipe, images = make(recipe, 32), photos(16, 32, 32)
-    recipe.compile()
-    assert recipe._compiled is not None
+    augmentation, images = make(augmentation, 32), photos(16, 32, 32)
+    augmentation.compile()
+    assert augmentation._compiled is not None
     for seed in (0, 1):
-        fast, plain = both(recipe, images, seed)
+        fast, plain = both(augmentation, images, seed)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_compiled_views_are_kept_if_they_are_equal_and_faster(monkeypatch):
-    recipe, images = make("small", 32), photos(64, 32, 32)
-    recipe.kernels = "plain"
+    augmentation, images = make("small", 32), photos(64, 32, 32)
+    augmentation.kernels = "plain"
     monkeypatch.setattr(compiled_views, "MARGIN", 1e9)
-    monkeypatch.setattr(recipe, "_renderer", lambda device: recipe._compiled or recipe._plain)
-    pays, found = compiled_views.try_compiled(recipe, images)
+    monkeypatch.setattr(augmentation, "_renderer", lambda device: augmentation._compiled or augmentation._plain)
+    pays, found = compiled_views.try_compiled(augmentation, images)
     assert pays
     assert found.endswith(": compiled")
-    assert recipe._compiled is None, "it is for the run to compile it"
+    assert augmentation._compiled is None, "it is for the run to compile it"
 
 
 @pytest.mark.parametrize(("factor", "margin"), [(1.0, 0.0), (1.01, 1e9)])
 def test_compiled_views_that_are_slower_or_others_are_dropped(monkeypatch, factor, margin):
-    recipe, images = make("small", 32), photos(8, 32, 32)
+    augmentation, images = make("small", 32), photos(8, 32, 32)
     monkeypatch.setattr(compiled_views, "MARGIN", margin)
     monkeypatch.setattr(torch, "compile", lambda made, **options: lambda *given: made(*given) * factor + (factor - 1))
-    pays, found = compiled_views.try_compiled(recipe, images)
+    pays, found = compiled_views.try_compiled(augmentation, images)
     assert not pays
     assert found.endswith(": plain")
     assert ("unlike" in found) == (factor != 1)
-    assert recipe._compiled is None
+    assert augmentation._compiled is None
 
 
 def test_views_that_run_out_of_memory_may_be_compiled_another_day(monkeypatch):
@@ -189,37 +189,37 @@ def test_views_that_run_out_of_memory_may_be_compiled_another_day(monkeypatch):
     ("answers", "together"),
     [([True, True], True), ([True, False], False), ([None, False], False), ([True, None], None), ([], None)],
 )
-def test_all_recipes_and_processes_must_gain(answers, together):
+def test_all_augmentations_and_processes_must_gain(answers, together):
     assert compiled_views.in_all(answers) is together
 
 
 def test_a_few_pixels_at_the_threshold_may_differ():
-    recipe = make("none", 32)
+    augmentation = make("none", 32)
     one = torch.zeros(1, 3, 100, 100)
     other = one.clone()
     other[0, 0, 0, :2] = 1.0
-    assert compiled_views._share_of_others(one, one + 0.9 / 255 / max(STD), recipe) == 0
-    assert compiled_views._share_of_others(one, other, recipe) == pytest.approx(2 / 30_000)
+    assert compiled_views._share_of_others(one, one + 0.9 / 255 / max(STD), augmentation) == 0
+    assert compiled_views._share_of_others(one, other, augmentation) == pytest.approx(2 / 30_000)
 
 
 def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):
     def broken(*given, **options):
         raise RuntimeError("no compiler here")
 
-    recipe, images = make("small", 32), photos(8, 32, 32)
-    (before,) = recipe(images, torch.Generator().manual_seed(0))
+    augmentation, images = make("small", 32), photos(8, 32, 32)
+    (before,) = augmentation(images, torch.Generator().manual_seed(0))
     monkeypatch.setattr(torch, "compile", lambda made, **options: broken)
-    assert compiled_views.try_compiled(recipe, images) == (False, "cannot be compiled here: no compiler here")
-    assert torch.equal(recipe(images, torch.Generator().manual_seed(0))[0], before)
+    assert compiled_views.try_compiled(augmentation, images) == (False, "cannot be compiled here: no compiler here")
+    assert torch.equal(augmentation(images, torch.Generator().manual_seed(0))[0], before)
 
 
-@pytest.mark.parametrize("recipe", ["simclr", "digits", "beasse", STEPS["a crop that the views share"]])
-def test_a_compiled_recipe_is_one_graph(recipe):
+@pytest.mark.parametrize("augmentation", ["simclr", "digits", "beasse", STEPS["a crop that the views share"]])
+def test_a_compiled_augmentation_is_one_graph(augmentation):
     """A break in the graph would be a wait or a launch that the compiler cannot remove."""
-    recipe = make(recipe, 32)
+    augmentation = make(augmentation, 32)
     images = photos(4, 32, 32)
-    numbers = torch.rand(8, recipe._columns)
-    explained = torch._dynamo.explain(recipe._plain)(images, numbers)
+    numbers = torch.rand(8, augmentation._columns)
+    explained = torch._dynamo.explain(augmentation._plain)(images, numbers)
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
@@ -232,9 +232,9 @@ from sslkit.augment import cpu_kernels
 images = torch.rand(16, 3, 40, 40, generator=torch.Generator().manual_seed(0)).mul(255).to(torch.uint8)
 made = hashlib.sha256()
 for name in ("digits", "simclr", "byol", "beasse"):
-    recipe = plugins.find("augmentations", name)
+    augmentation = plugins.find("augmentations", name)
     for size in (24, 40, 48):
-        views = recipe(recipe.Config(), size, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+        views = augmentation(augmentation.Config(), size, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
         made.update(views(images, torch.Generator().manual_seed(1))[0].contiguous().numpy().tobytes())
 stats = cpu_kernels._render.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), made.hexdigest())

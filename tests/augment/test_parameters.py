@@ -120,7 +120,7 @@ def test_kernel_is_a_tenth_of_the_view_made_odd():
     assert {s: Blur().kernel_size(s) for s in (8, 32, 64, 96, 224)} == {8: 3, 32: 3, 64: 7, 96: 9, 224: 23}
 
 
-def test_angle_and_shear_are_uniform_both_ways_where_the_step_is_taken():
+def test_angle_and_shear_are_uniform_in_both_directions_where_the_step_is_taken():
     angle, shear = Rotate(p=0.4, degrees=20, shear=10).sample(draws())
     taken = angle != 0
     assert taken.float().mean().item() == pytest.approx(0.4, abs=0.03)

@@ -234,7 +234,7 @@ def test_measuring_leaves_statistics_and_modes_alone():
         ("timm:mixer_s32_224", {"image_size": 96}, "cannot take images of 96 px"),
     ],
 )
-def test_mistakes_are_told(name, options, words):
+def test_mistakes_are_named(name, options, words):
     with pytest.raises(UserError, match=words.replace("(", "\\(")):
         create_backbone(name, **options)
 
@@ -359,7 +359,7 @@ def test_own_file_is_taken_as_pretrained(tmp_path):
     assert torch.equal(again.conv1[0].weight, net.conv1[0].weight)
 
 
-def test_weights_that_do_not_fit_are_told_in_words(tmp_path):
+def test_weights_that_do_not_fit_are_described_in_words(tmp_path):
     path = tmp_path / "plain.safetensors"
     state = create_backbone("resnet18", 224).state_dict()
     save_file(state, path)
@@ -376,7 +376,7 @@ def test_weights_that_do_not_fit_are_told_in_words(tmp_path):
         load_weights(net, path)
 
 
-def test_foreign_and_damaged_files_are_told(tmp_path):
+def test_foreign_and_damaged_files_are_refused(tmp_path):
     path = tmp_path / "b.safetensors"
     net = create_backbone("shufflenetv2", 32)
     with pytest.raises(UserError, match="cannot be read"):

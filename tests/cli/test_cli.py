@@ -63,7 +63,7 @@ def test_a_mistake_is_one_message_and_exit_2_and_debug_shows_the_traceback(sslki
 
 def test_a_bug_keeps_its_traceback_and_exits_1(tmp_path):
     (tmp_path / "bug.py").write_text(
-        "import sys, sslkit.plugins as plugins\nfrom sslkit import cli\n"
+        "import sys, sslkit.plugins as plugins\nfrom sslkit.cli import main as cli\n"
         "def broken(*_): raise ZeroDivisionError('a bug')\n"
         "plugins.components = broken\nsys.argv = ['sslkit', 'list']\ncli.main()\n"
     )

@@ -8,11 +8,12 @@ import yaml
 
 from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
+from sslkit.training.preflight import resolve_new
 
 
 def mistakes(*words, recipe=None):
     with pytest.raises(UserError) as caught:
-        resolve(words, recipe)
+        resolve_new(words, recipe)
     return str(caught.value)
 
 
@@ -129,7 +130,7 @@ def test_a_recipe_that_is_no_mapping_is_one_mistake(tmp_path, text):
     assert str(recipe) in mistakes(recipe=recipe)
 
 
-def test_wrong_values_of_the_command_line_are_told_by_their_word():
+def test_wrong_values_of_the_command_line_are_named_by_their_word():
     assert "method.momentum: given twice" in mistakes("method.momentum=0.9", "method.momentum=0.8")
     assert "optimizer.lr: '[1' is not a value; quote it" in mistakes("optimizer.lr=[1")
 

@@ -12,6 +12,7 @@ import torch
 from helpers.process_memory import private_bytes
 
 from sslkit.data import ArrayImages, Shapes, in_order, make_loader, pack
+from sslkit.data.loaders import base
 from sslkit.data.loaders import make as module
 from sslkit.errors import UserError
 
@@ -174,7 +175,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path, kind):
 def test_row_numbers_are_sent_in_pieces(stores, kind, monkeypatch):
     made = shared_loader(stores["raw"], kind, batch_size=8)
     whole = list(made.epoch(5))
-    monkeypatch.setattr(module, "SENT", 3)
+    monkeypatch.setattr(base, "SENT", 3)
     pieces = list(made.epoch(5))
     assert len(pieces) == len(whole) == 11
     assert all(map(same, pieces, whole))
@@ -217,7 +218,7 @@ WITHOUT_FFCV = """
 import sys
 from pathlib import Path
 sys.modules["ffcv"] = None
-import sslkit.data.loaders as module
+import sslkit.data.loaders.make as module
 from sslkit.data import Store, make_loader
 from sslkit.errors import UserError
 

@@ -193,9 +193,9 @@ def test_unreadable_images_are_named_skipped_and_counted(tmp_path):
 
 def test_too_many_unreadable_images_stop_the_packing(tmp_path):
     images = FileImages(messy_folder(tmp_path / "photos"))
-    with pytest.raises(UserError, match=r"(?s)2 of the first .*cut\.jpg.*empty\.png.*max_skipped") as error:
+    with pytest.raises(UserError, match=r"(?s)2 of the first .*cut\.jpg.*empty\.png.*max_skipped") as message:
         pack(images, tmp_path / "a.beton", size=32, max_skipped=0.1)
-    assert "notes.jpg" not in str(error.value)
+    assert "notes.jpg" not in str(message.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 
 

@@ -99,7 +99,7 @@ def test_the_remains_of_a_killed_packer_are_swept(tmp_path):
     assert young.exists()
 
 
-def test_skipped_images_are_told(tmp_path):
+def test_skipped_images_are_reported(tmp_path):
     root = photos(tmp_path / "p", ".", count=30)
     (root / "bad.png").write_text("no picture")
     said = []

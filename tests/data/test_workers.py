@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 import sslkit
 from sslkit.config.resolve import resolve
 from sslkit.data import Shapes, make_loader, pack
-from sslkit.data.loaders import make as loaders
-from sslkit.data.loaders import workers
+from sslkit.data.loaders import ffcv, workers
 from sslkit.errors import UserError
 from sslkit.machine.environment import core_count
 from sslkit.runs.display import Display
@@ -98,8 +97,8 @@ def test_batches_are_the_same_for_any_number(store, kind):
 
 @needs_ffcv
 def test_ffcv_is_built_with_the_number_that_was_decided(store, four_cores, monkeypatch):
-    built, real = [], loaders._ffcv_loader
-    monkeypatch.setattr(loaders, "_ffcv_loader", lambda *given: built.append(given[-1]) or real(*given))
+    built, real = [], ffcv._ffcv_loader
+    monkeypatch.setattr(ffcv, "_ffcv_loader", lambda *given: built.append(given[-1]) or real(*given))
     monkeypatch.setattr(workers, "rate_of_one", lambda store: 100.0)
     made = loader(store, "ffcv")
     assert built == []

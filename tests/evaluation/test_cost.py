@@ -197,7 +197,7 @@ class FakeRun:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes on command; no codecarbon."""
+    """Time that passes on request; no codecarbon."""
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(energy.time, "monotonic", lambda: now.seconds)
     monkeypatch.setattr(energy, "_gauge", lambda device, processes: None)

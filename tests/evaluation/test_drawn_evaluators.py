@@ -21,6 +21,7 @@ from helpers.labelled_images import (
     given_features,
     hwc,
     photo,
+    subject_of,
     written,
 )
 from PIL import Image
@@ -34,7 +35,7 @@ from sslkit import testing
 from sslkit.data import ArrayImages, pack
 from sslkit.data.loaders import make as loaders
 from sslkit.data.packing.beton import Beton
-from sslkit.evaluation import KNN, Features, Linear, Subject
+from sslkit.evaluation import KNN, Features, Linear
 from sslkit.evaluation.drawing import pictures
 from sslkit.evaluation.drawing.images import class_names, features_of_changed, labelled_rows
 from sslkit.evaluation.evaluators import confusion as confusions
@@ -137,7 +138,7 @@ def test_confusion_is_that_of_scikit_learn(subject, classifier, tmp_path):
     assert figures["worst_class"] == pytest.approx((expected.diagonal() / expected.sum(1)).min())
 
 
-def test_the_worst_mistakes_are_told_in_words():
+def test_the_worst_mistakes_are_described_in_words():
     matrix = torch.tensor([[5, 3, 0], [1, 7, 0], [4, 3, 0]])
     assert confusions.worst_pairs(matrix, 3) == [(2, 0, 4), (0, 1, 3), (2, 1, 3)]
     assert confusions.worst_pairs(torch.eye(3).long(), 3) == []
@@ -293,7 +294,7 @@ class Mean(nn.Module):
         return views.mean((2, 3))
 
 
-def test_what_the_features_keep_is_told_and_what_they_lose_is_not(subject):
+def test_what_the_features_keep_can_be_predicted_and_what_they_lose_cannot(subject):
     """Means of channels keep colour and Sobel, but neither rotation; a head of zeros keeps nothing."""
     subject.backbone = Mean()
     subject.__dict__["head"] = nn.Linear(3, 2).requires_grad_(False)
@@ -308,12 +309,12 @@ def test_what_the_features_keep_is_told_and_what_they_lose_is_not(subject):
     assert figures["rotation_g"] == 0.25
 
 
-def test_rotation_is_told_from_pixels(tmp_path):
+def test_rotation_is_predicted_from_pixels(tmp_path):
     """Images with a bright edge at the top: where the edge is tells the rotation."""
     pixels = np.random.default_rng(0).integers(0, 100, (100, 16, 16, 3)).astype(np.uint8)
     pixels[:, :3] += 150
     store = pack(ArrayImages(lambda: (pixels, np.arange(100) % 2), "top", ("a", "b")), tmp_path / "t.beton", size=16)
-    judged = Subject(Flat(), store, store, image_size=16, mean=MEAN, std=STD, device="cpu")
+    judged = subject_of(Flat(), store, store, image_size=16, mean=MEAN, std=STD)
     figures = Transforms(Transforms.Config())(judged)
     assert figures["rotation_h"] > 0.95
     assert not any(name.endswith("_g") for name in figures)

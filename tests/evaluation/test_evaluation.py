@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import run_directories
+from helpers.labelled_images import subject_of
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import nn
@@ -15,12 +16,13 @@ import sslkit as library
 from sslkit.config.base import Choice
 from sslkit.data import ArrayImages, Stores, pack
 from sslkit.errors import UserError
-from sslkit.evaluation import KNN, Evaluator, Subject, cache, checkpoints
+from sslkit.evaluation import KNN, Evaluator, cache, checkpoints
 from sslkit.evaluation import evaluate as evaluation
 from sslkit.evaluation.targets import evaluate_saved
 from sslkit.nn.modes import own_random
 from sslkit.runs import display as progress
 from sslkit.runs.display import Display
+from sslkit.runs.records import as_metrics
 from sslkit.testing import TinyBackbone
 
 QUIET = Display(quiet=True)
@@ -59,7 +61,7 @@ def test_figures_show_the_interval_and_trackers_do_not_get_it():
     record = {"evaluator": "semi", "seed": 0, "n_test": 9, "semi_1_top1": 0.5, "semi_1_top1_low": 0.25}
     record |= {"semi_1_top1_high": 0.75, "count": 3, "settings": {"k": 1}}
     assert progress.figures(record) == "semi_1_top1 50.0 % (25.0–75.0)  count 3"
-    assert evaluation.as_metrics(record) == {"semi/semi_1_top1": 0.5, "semi/count": 3.0}
+    assert as_metrics(record) == {"semi/semi_1_top1": 0.5, "semi/count": 3.0}
     assert progress.accuracy({"top1": 0.5}, "top1") == "50.0 %"
 
 
@@ -173,8 +175,8 @@ def test_nobody_wants_files(stores):
 
 
 def subject(stores, net, **about):
-    about = {"image_size": 24, "mean": stores.mean, "std": stores.std, "device": "cpu"} | about
-    return Subject(net, stores.train, stores.test, **about)
+    about = {"image_size": 24, "mean": stores.mean, "std": stores.std} | about
+    return subject_of(net, stores.train, stores.test, **about)
 
 
 def test_a_fresh_copy_trains_without_touching_the_backbone(stores):
@@ -400,7 +402,7 @@ def test_the_course_of_an_accuracy():
     assert (course.last["epoch"], course.best["epoch"]) == (3, 1)
 
 
-def test_a_damaged_checkpoint_and_something_that_is_no_run_are_told(run, tmp_path):
+def test_a_damaged_checkpoint_and_something_that_is_no_run_are_named(run, tmp_path):
     with pytest.raises(UserError, match="is no run"):
         checkpoints.evaluate_checkpoints(run.backbone_file, [], QUIET)
     path = run.checkpoints[1] / "model.safetensors"
@@ -438,7 +440,7 @@ def test_a_plain_backbone_by_its_name(sslkit, tmp_path):
     [random] = json.loads(done.stdout)
     assert json.loads(sslkit("evaluate", "timm:resnet10t", *words).stdout)[0]["top1"] == random["top1"]
     assert random["n_test"] == 24
-    assert sslkit("evaluate", "timm:resnet10t").returncode == 2, "it needs data"
+    assert sslkit("evaluate", "timm:resnet10t").returncode == 2, "it must be given images"
     assert "neither a run" in sslkit("evaluate", "resnet81", *words).stderr
 
     net = library.create_backbone("timm:resnet10t", 32, stem="imagenet")

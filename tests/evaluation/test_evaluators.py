@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
+from helpers.labelled_images import subject_of
 from lightly.utils.benchmarking.knn import knn_predict
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -20,7 +21,7 @@ from sslkit.backbones import create_backbone
 from sslkit.config.base import Choice
 from sslkit.data import ArrayImages, Digits, open_stores, pack
 from sslkit.errors import UserError
-from sslkit.evaluation import KNN, MLP, Features, Linear, Subject, accuracy
+from sslkit.evaluation import KNN, MLP, Features, Linear, accuracy
 from sslkit.evaluation.evaluators import neighbours
 from sslkit.evaluation.evaluators.retrieval import Retrieval
 
@@ -392,8 +393,8 @@ def stores(tmp_path):
 
 
 def subject(net, stores, **options):
-    settings = {"image_size": 32, "mean": MEAN, "std": STD, "device": "cpu", "batch_size": 16} | options
-    return Subject(net, *stores, **settings)
+    settings = {"image_size": 32, "mean": MEAN, "std": STD, "batch_size": 16} | options
+    return subject_of(net, *stores, **settings)
 
 
 class Pixels(nn.Module):
@@ -465,14 +466,14 @@ def test_bf16_features_are_near_and_kept_in_float32(stores):
     assert F.cosine_similarity(exact, rough).min() > 0.99
 
 
-def test_features_that_are_not_finite_are_told(stores):
+def test_features_that_are_not_finite_are_refused(stores):
     net = create_backbone("shufflenetv2", 32)
     nn.init.constant_(net.conv1[0].weight, float("nan"))
     with pytest.raises(UserError, match="not finite"):
         _ = subject(net, stores).features
 
 
-def test_no_labels_are_told(stores, tmp_path):
+def test_no_labels_are_a_mistake(stores, tmp_path):
     bare = store(tmp_path / "bare.beton", 4, labels=np.full(4, -1))[0]
     with pytest.raises(UserError, match="eval_data="):
         _ = subject(Pixels(), (stores[0], bare)).features

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.labelled_images import subject_of
 from torch import nn
 from torch.nn import functional as F
 
 from sslkit.data import ArrayImages, pack
 from sslkit.errors import UserError
-from sslkit.evaluation import Finetune, Semi, Subject
+from sslkit.evaluation import Finetune, Semi
 from sslkit.evaluation.evaluators.finetune import balanced_subset
 from sslkit.testing import TinyBackbone
 
@@ -59,8 +60,8 @@ def striped(path, n, seed, labels=None):
 
 
 def subject(stores, net=None, **about):
-    about = {"image_size": 24, "mean": (0.5,) * 3, "std": (0.25,) * 3, "device": "cpu"} | about
-    return Subject(net or seeded(TinyBackbone), *stores, initial=TinyBackbone, **about)
+    about = {"image_size": 24, "mean": (0.5,) * 3, "std": (0.25,) * 3} | about
+    return subject_of(net or seeded(TinyBackbone), *stores, initial=TinyBackbone, **about)
 
 
 def seeded(make):
@@ -98,13 +99,12 @@ class Given(nn.Module):
 
 
 def test_what_was_pre_trained_is_what_is_fine_tuned(stores):
-    judged = Subject(
+    judged = subject_of(
         Given(True),
         *stores,
         image_size=24,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
-        device="cpu",
         initial=lambda: Given(False),
     )
     figures = Semi(Semi.Config(fractions=(0.2,), steps=60, batch_size=18, lr=2.0))(judged)
@@ -210,7 +210,7 @@ def test_images_without_a_label_are_left_out(tmp_path):
             evaluator(subject((bare, mixed)))
 
 
-def test_divergence_is_told_with_its_mend(stores):
+def test_divergence_is_reported_with_its_mend(stores):
     with pytest.raises(UserError, match=r"diverged .*lower evaluators.finetune.lr"):
         Finetune(Finetune.Config(steps=30, batch_size=16, lr=1e30))(subject(stores))
 

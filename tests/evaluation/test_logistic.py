@@ -30,7 +30,7 @@ def test_logistic_regression_is_that_of_scikit_learn(features, l2, standardize):
     np.testing.assert_allclose(bias, theirs.intercept_ - theirs.intercept_.mean(), atol=3e-3)
 
 
-def test_a_start_changes_the_way_and_not_the_optimum(features):
+def test_a_start_changes_the_steps_and_not_the_optimum(features):
     x, y = features.train_x.double(), features.train_y
     strong = logistic.fit(x, y, 8, l2=100)
     warm, cold = (logistic.fit(x, y, 8, l2=1, start=start) for start in (strong, None))

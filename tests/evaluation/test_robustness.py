@@ -118,6 +118,6 @@ def test_robustness_is_the_probes_accuracy_on_corrupted_pixels(subject, tmp_path
     assert [float(v) for v in lines[1].split(",")[1:]] == pytest.approx([clean, *right])
 
 
-def test_an_unknown_corruption_is_told():
+def test_an_unknown_corruption_is_a_mistake():
     with pytest.raises(ValueError, match="fog"):
         Robustness.Config(corruptions=("fog",))

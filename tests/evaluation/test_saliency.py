@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
+from helpers.labelled_images import subject_of
 from PIL import Image
 from torch import nn
 
@@ -14,7 +15,6 @@ from sslkit import testing
 from sslkit.backbones import create_backbone
 from sslkit.data import ArrayImages, pack
 from sslkit.errors import UserError
-from sslkit.evaluation import Subject
 from sslkit.evaluation.drawing import pictures
 from sslkit.evaluation.evaluators.saliency import (
     Saliency,
@@ -135,7 +135,7 @@ def test_the_layer_is_the_deepest_that_says_where(resnet, vit):
     assert layer.startswith("layer2"), "layer3 has 2×2 positions"
 
 
-def test_of_a_class_token_the_last_tokens_have_no_say(vit):
+def test_of_a_class_token_the_last_tokens_do_not_count(vit):
     scorer, one = scorer_of(vit), (views(1), torch.tensor([0]))
     assert vit.global_pool == "token"
     assert not _map_and_slopes(vit, scorer, "blocks.11", *one)[1].any()
@@ -144,7 +144,7 @@ def test_of_a_class_token_the_last_tokens_have_no_say(vit):
     assert grad_cam(vit, scorer, layer, *one).max() > 0
 
 
-def test_a_backbone_without_maps_is_told():
+def test_a_backbone_without_maps_is_refused():
     class Flat(nn.Module):
         width = 3 * 64
 
@@ -196,13 +196,13 @@ class Colours(nn.Module):
 def subject(tmp_path):
     names = ("<script>", "$a_", "🐈" * 300)
     stores = store(tmp_path / "a.beton", 60, 0, names), store(tmp_path / "b.beton", 40, 1, names)
-    options = {"image_size": 32, "mean": MEAN, "std": STD, "device": "cpu", "folder": tmp_path / "run"}
-    judged = Subject(Colours(), *stores, **options)
+    options = {"image_size": 32, "mean": MEAN, "std": STD, "folder": tmp_path / "run"}
+    judged = subject_of(Colours(), *stores, **options)
     judged.begin("saliency")
     return judged
 
 
-def test_maps_lie_where_the_class_is_told(subject, monkeypatch):
+def test_maps_lie_where_the_class_is_visible(subject, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "overlaid", lambda image, heat: drawn.append(heat) or image)
     figures = Saliency(Saliency.Config(samples=5))(subject)

@@ -19,9 +19,9 @@ def subject(tmp_path):
 def test_transfer_is_scikit_learns_regression_of_the_chosen_l2(subject):
     subject.begin("transfer")
     figures = Transfer(Transfer.Config(l2_values=3, l2_from=1, l2_to=100, metric="mean_per_class"))(subject)
-    note = subject.notes[0]
-    assert "1437 training and 360 test images" in note
-    l2 = float(note.split("l2=")[1].split(",")[0])
+    message = subject.notes[0]
+    assert "1437 training and 360 test images" in message
+    l2 = float(message.split("l2=")[1].split(",")[0])
     from sklearn.datasets import load_digits
 
     from sslkit.data.split import stratified_split

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from sslkit.data import ArrayImages, pack
-from sslkit.evaluation import Features, Subject
+from sslkit.evaluation import Features, Preprocessing, Subject
 
 HOSTILE = ("<script>alert(1)</script>", "$x_1^{", "🐈‍⬛ chat", "n" * 300, 'a "quoted"\nname', "", "猫", "=1+1")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -55,8 +55,16 @@ def coloured(path, n, classes=HOSTILE, size=16, seed=0, labels=None, depth=150):
 def coloured_subject(tmp_path):
     """Two stores of coloured images under hostile names; pictures go to tmp_path / "run"."""
     stores = coloured(tmp_path / "a.beton", 120), coloured(tmp_path / "b.beton", 48, seed=1)
-    options = {"image_size": 16, "mean": MEAN, "std": STD, "device": "cpu", "batch_size": 20}
-    return Subject(Flat(), *stores, folder=tmp_path / "run", **options)
+    options = {"image_size": 16, "mean": MEAN, "std": STD, "batch_size": 20}
+    return subject_of(Flat(), *stores, folder=tmp_path / "run", **options)
+
+
+def subject_of(
+    backbone, train, test, *, image_size, mean, std, device="cpu", precision="fp32", batch_size=256, **about
+):
+    """A backbone and labelled images, preprocessed as is said, on the CPU unless another device is named."""
+    how = Preprocessing(image_size, mean, std, torch.device(device), precision, batch_size)
+    return Subject(backbone, train, test, how, **about)
 
 
 def written(subject, tmp_path):

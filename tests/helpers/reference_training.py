@@ -72,7 +72,7 @@ def _seeded(seed: int, step: int) -> torch.Generator:
 class ReferenceOptimizer:
     """SGD and AdamW of torch, and LARS by scaling each gradient for SGD, at rates worked out anew for every step.
 
-    One optimizer a parameter: the settings of weights, biases and frozen rates are applied one by one.
+    One optimizer a parameter: what the settings want of weights, of biases and of frozen rates is decided one by one.
     """
 
     def __init__(self, method: Method, settings: Optimizer, batch: int, steps: int, steps_per_epoch: int) -> None:

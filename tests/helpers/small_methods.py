@@ -29,7 +29,7 @@ NEEDS = {"mae": "vit_tiny"}
 """Methods that take one kind of backbone only."""
 
 FEW_CROPS: dict[str, dict[str, Any]] = {name: {"name": name, "local_views": 2} for name in ("swav", "dino")}
-"""View recipes with fewer crops than their methods' own."""
+"""Augmentations with fewer crops than their methods' own."""
 
 
 class PlainBackbone(nn.Sequential):

@@ -15,7 +15,7 @@ needs_glibc = pytest.mark.skipif(not sys.platform.startswith("linux") or allocat
 # Blocks above 32 MB, which glibc would return at once; in a process of its own, whose heap has no gaps of that size.
 LOOK = """
 import resource, torch
-from sslkit.allocator import freed_memory
+from sslkit.machine.allocator import freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -63,7 +63,7 @@ def fail_without_keeping():
 
 LIMITED = """
 import resource, torch
-from sslkit.allocator import freed_memory
+from sslkit.machine.allocator import freed_memory
 
 def addresses():
     return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -191,7 +191,7 @@ def test_jigsaw_comes_last_wherever_it_is_named():
     assert (grey - grey.mean(1, keepdim=True)).abs().max() < 1e-3
 
 
-def test_tiles_are_shuffled_an_image_its_own_way():
+def test_tiles_are_shuffled_each_image_by_its_own_permutation():
     tiles = torch.arange(9.0)[None, :, None].expand(200, -1, 2) + 10 * torch.arange(200.0)[:, None, None]
     mixed = shuffled(tiles)
     assert torch.equal(mixed.sort(1).values, tiles)
@@ -257,7 +257,7 @@ def test_rows_are_moving_averages_of_unit_length(momentum):
     np.testing.assert_allclose(bank.rows.numpy(), expected, rtol=1e-10)
 
 
-def test_a_row_moves_half_way_to_what_is_perpendicular_to_it():
+def test_a_row_moves_by_half_to_what_is_perpendicular_to_it():
     bank = MemoryBank(3, 2)
     bank.rows[1] = torch.tensor([1.0, 0.0])
     bank.update(torch.tensor([1]), torch.tensor([[0.0, 9.0]]))

@@ -107,7 +107,7 @@ def test_other_angles_are_refused(angles):
         RotNet.Config(angles=angles)
 
 
-def test_rotnet_learns_which_way_is_up():
+def test_rotnet_learns_which_side_is_up():
     upright = torch.linspace(-1, 1, 32)[:, None].expand(3, 32, 32) + 0.1 * images(6)
     views = Batch([upright], torch.arange(6))
     assert train(make(RotNet), views, steps=30, lr=0.01)["rotation_accuracy"] == 1

@@ -96,12 +96,12 @@ def test_nothing_is_fetched_and_the_policy_forbids_it(rich):
 
 def test_every_picture_has_words_and_every_id_is_there_once(rich):
     page = Page(rich / "report.html")
-    facts = {
+    described = {
         "alt": [attrs.get("alt") for tag, attrs in page.tags if tag == "img"],
         "label": [attrs.get("aria-label") for _, attrs in page.tags if attrs.get("role") == "img"],
         "hidden": [attrs.get("aria-hidden") == "true" for tag, attrs in page.tags if tag == "svg"],
     }
-    assert all(words and all(words) for words in facts.values()), facts
+    assert all(words and all(words) for words in described.values()), described
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = [a["href"][1:] for tag, a in page.tags if tag == "a"]
@@ -160,7 +160,7 @@ def test_results_leave_out_bounds_and_what_describes_the_record():
     assert results.in_words(one) == "top1 50.0 % (40.0 % to 60.0 %), top5 100.0 %, snr_low 3"
 
 
-def test_what_is_damaged_is_left_out_and_said(tmp_path):
+def test_what_is_damaged_is_left_out_and_reported(tmp_path):
     run = make_run(tmp_path / "run")
     with (run / "evaluations.jsonl").open("a") as file:
         file.write('{"epoch": 3, "evalu\n[1, 2]\n{"evaluator": 7}\n' + "[" * 100_000 + "\n")
@@ -282,17 +282,17 @@ def test_the_sheet_shows_images_and_their_views_undone_of_normalisation():
 
 
 def test_the_sheet_is_of_the_first_batch_and_is_kept(tmp_path):
-    recipe = torch.nn.Identity()
-    recipe.forward = lambda images: [images.float().repeat(2, 1, 1, 1) / 255]
-    parts = SimpleNamespace(views=recipe, stores=SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3))
+    augmentation = torch.nn.Identity()
+    augmentation.forward = lambda images: [images.float().repeat(2, 1, 1, 1) / 255]
+    setup = SimpleNamespace(augmentation=augmentation, stores=SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3))
     batches = [torch.full((2, 3, 4, 4), value, dtype=torch.uint8) for value in (10, 20, 30)]
     run = SimpleNamespace(path=tmp_path)
-    keep_first_views(run, parts)
-    recipe(batches[0])
-    recipe(batches[1])
+    keep_first_views(run, setup)
+    augmentation(batches[0])
+    augmentation(batches[1])
     # As a resumed run does.
-    keep_first_views(run, parts)
-    recipe(batches[2])
+    keep_first_views(run, setup)
+    augmentation(batches[2])
     assert set(np.unique(np.asarray(Image.open(tmp_path / "figures/views.png")))) == {10, 128}
 
 
@@ -315,13 +315,13 @@ def test_runs_measured_on_other_images_are_not_compared_in_silence(tmp_path):
     assert "not all measured on the same images" in Page(write(runs, tmp_path / "out.html")).words
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_runs_of_one_name_are_distinguished_by_their_folders(tmp_path):
     runs = [make_run(tmp_path / "x/run", (0.1, 0.2)), make_run(tmp_path / "y/run", (0.1, 0.3))]
     words = Page(write(runs, tmp_path / "out.html")).words
     assert all(str(run) in words for run in runs)
 
 
-def test_mistakes_are_told_in_one_sentence(tmp_path, sslkit):
+def test_mistakes_are_reported_in_one_sentence(tmp_path, sslkit):
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError, match="holds no run"):
         write([tmp_path])
@@ -344,7 +344,7 @@ def test_the_command_says_where_and_imports_no_torch(tmp_path, sslkit):
     subprocess.run([sys.executable, "-c", checked, str(run)], check=True, env=environment, cwd=tmp_path)
 
 
-def test_a_run_ends_with_its_report_unless_told_not_to(tmp_path):
+def test_a_run_ends_with_its_report_unless_switched_off(tmp_path):
     import sslkit as library
 
     tiny = {

@@ -207,7 +207,7 @@ def test_a_good_method_passes_with_its_options():
         (InPlace, "in place"),
     ],
 )
-def test_a_broken_method_is_told_what_is_wrong(broken, words):
+def test_a_broken_method_is_described(broken, words):
     with pytest.raises(AssertionError, match=words):
         testing.check_method(broken)
 
@@ -228,7 +228,7 @@ def unpooled(config: Any) -> nn.Module:
     return nn.Conv2d(3, 4, 3)
 
 
-def test_a_broken_backbone_is_told_what_is_wrong():
+def test_a_broken_backbone_is_described():
     with pytest.raises(AssertionError, match=r"features \[2, width\], not \[2, 4, 30, 30\]"):
         testing.check_backbone(unpooled)
     testing.check_backbone(lambda config: testing.TinyBackbone())
@@ -251,7 +251,7 @@ class Careless(nn.Module):
         return [views.add(torch.rand(())).contiguous(memory_format=torch.channels_last)]
 
 
-def test_a_broken_augmentation_is_told_what_is_wrong():
+def test_a_broken_augmentation_is_described():
     with pytest.raises(AssertionError, match="from the generator that is passed"):
         testing.check_augmentation(Careless)
 
@@ -265,7 +265,7 @@ class Guess(Evaluator):
         return {"top1": (subject.features.test_y == 0).float().mean()}
 
 
-def test_a_broken_evaluator_is_told_what_is_wrong():
+def test_a_broken_evaluator_is_described():
     with pytest.raises(AssertionError, match="plain finite number"):
         testing.check_evaluator(Guess)
 
@@ -285,7 +285,7 @@ def test_an_evaluator_that_needs_no_labels_is_given_none():
         testing.check_evaluator(Peeks)
 
 
-def test_a_broken_dataset_is_told_what_is_wrong():
+def test_a_broken_dataset_is_described():
     shapes = plugins.find("datasets", "shapes")
 
     class Unlabelled(shapes):
@@ -321,7 +321,7 @@ def always_single(a: Tensor, b: Tensor) -> Tensor:
         (always_single, "float64 must stay"),
     ],
 )
-def test_an_imprecise_loss_is_told_what_is_wrong(loss, words):
+def test_an_imprecise_loss_is_described(loss, words):
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(AssertionError, match=words):
         testing.check_precision(loss, *torch.randn(2, 8, 16, generator=generator, dtype=torch.float64))

@@ -94,7 +94,7 @@ def tuned_with_a_failure(rank: int, folder: str) -> None:
     assert distributed.everyones(rank) == [0, 1]
 
 
-def test_a_way_that_fails_in_one_process_is_no_way_for_the_others(tmp_path):
+def test_a_candidate_that_fails_in_one_process_is_none_for_the_others(tmp_path):
     in_two_processes(tuned_with_a_failure, str(tmp_path))
 
 
@@ -102,13 +102,13 @@ def test_a_way_that_fails_in_one_process_is_no_way_for_the_others(tmp_path):
 
 
 def whole_batch(name: str) -> Batch:
-    """The views of 8 images as the method's own recipe makes them, and what else it asks for."""
+    """Views of 8 images as the method's own augmentation makes them, and what else it asks for."""
     method, generator = plugins.find("methods", name), torch.Generator().manual_seed(1)
-    recipe_class = plugins.find("augmentations", method.augment)
-    recipe = recipe_class(recipe_class.Config(), SIZE, INFO.mean, INFO.std)
+    augmentation_class = plugins.find("augmentations", method.augment)
+    augmentation = augmentation_class(augmentation_class.Config(), SIZE, INFO.mean, INFO.std)
     images = torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     labels = torch.arange(IMAGES) % 4 if method.uses_labels else None
-    return Batch(recipe(images, generator), torch.arange(IMAGES) + 5, labels)
+    return Batch(augmentation(images, generator), torch.arange(IMAGES) + 5, labels)
 
 
 def half(batch: Batch, rank: int) -> Batch:

@@ -62,7 +62,7 @@ def test_the_names_in_a_checkpoint_stay(name):
 
 
 def _holder(key: str, backbones: list[str]) -> str:
-    """The module that a tensor belongs to; the whole backbone or copy of it, whose names are its library's."""
+    """The module that a tensor belongs to; the whole of a backbone, for the names in it are its library's."""
     module, _, last = key.rpartition(".")
     return next((b for b in backbones if key.startswith(f"{b}.")), module if last in OF_MODULES else key)
 

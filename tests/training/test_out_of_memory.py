@@ -16,7 +16,7 @@ def advice(**settings) -> str:
 
 
 @pytest.mark.parametrize(("batch", "processes", "fits"), [(512, 2, 128), (1024, 4, 128), (96, 2, 24)])
-def test_several_processes_are_told_half_of_what_each_of_them_took(monkeypatch, batch, processes, fits):
+def test_several_processes_are_advised_half_of_what_each_of_them_took(monkeypatch, batch, processes, fits):
     monkeypatch.setattr(distributed, "world", lambda: processes)
     message = advice(batch_size=batch)
     assert f"batch_size={batch}" in message
@@ -28,7 +28,7 @@ def test_parts_of_the_share_and_not_of_the_part_that_was_too_large(monkeypatch):
     assert "set micro_batch=3" in advice(batch_size=42, micro_batch=7)
 
 
-def test_what_cannot_be_divided_is_said_to_be_so(monkeypatch):
+def test_what_cannot_be_divided_is_reported(monkeypatch):
     assert "127 images cannot be taken in parts" in advice(batch_size=127)
     assert "2 at a time; use a smaller data.image_size or backbone" in advice(micro_batch=2)
     monkeypatch.setattr(distributed, "world", lambda: 2)

@@ -139,7 +139,7 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path):
 import resource, sslkit, torch
 from pathlib import Path
 torch.set_num_threads(1)
-import sslkit.engine, torchvision, timm
+import sslkit.training.engine, torchvision, timm
 from sslkit.augment import cpu_kernels
 cpu_kernels.prepare()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

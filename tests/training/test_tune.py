@@ -45,11 +45,11 @@ def seconds(monkeypatch):
     settled: dict[Execution, tuple[float, float]] = {}
     timed = Trial._timed
 
-    def of_way(trial, image_batches):
+    def settled_seconds(trial, image_batches):
         first, step = settled.get(trial.candidate, (1.0, 1.0))
         return step if trial.first else first, timed(trial, image_batches)[1]
 
-    monkeypatch.setattr(Trial, "_timed", of_way)
+    monkeypatch.setattr(Trial, "_timed", settled_seconds)
     return settled
 
 
@@ -72,7 +72,7 @@ def test_a_dear_first_step_is_worth_it_in_a_long_run_alone():
 
 
 @pytest.mark.parametrize(("candidate", "enough", "too_little"), [(FIRST, 0.96, 0.98), (HALF, 0.89, 0.91)])
-def test_a_way_must_be_clearly_faster_and_fewer_digits_by_a_tenth(candidate, enough, too_little):
+def test_a_candidate_must_be_clearly_faster_and_fewer_digits_by_a_tenth(candidate, enough, too_little):
     assert choose([timing(USUAL, 1.0), timing(candidate, enough)], 1000) == candidate
     assert choose([timing(USUAL, 1.0), timing(candidate, too_little)], 1000) == USUAL
 
@@ -88,7 +88,7 @@ def test_the_fastest_is_taken_and_the_usual_one_where_nothing_is_faster():
 
 
 @pytest.mark.parametrize("loss", [2.1, 1.9, float("nan"), float("inf")])
-def test_a_way_with_another_loss_is_no_choice(loss):
+def test_a_candidate_with_another_loss_is_no_choice(loss):
     candidates = [timing(USUAL, 1.0), timing(FIRST, 0.1, loss=loss)]
     assert choose(candidates, 1000) == USUAL
     assert "but its loss is" in list(in_words(candidates, USUAL, 8))[2]
@@ -100,7 +100,7 @@ def test_bf16_may_differ_by_its_own_rounding():
     assert choose([timing(USUAL, 1.0), timing(HALF, 0.1, loss=2.2)], 1000) == USUAL
 
 
-def test_a_way_that_failed_is_no_choice_unless_all_did():
+def test_a_candidate_that_failed_is_no_choice_unless_all_did():
     failed = timing(USUAL, 0.0, error="out of memory")
     assert choose([timing(USUAL, 1.0), replace(failed, execution=FIRST)], 1000) == USUAL
     assert choose([failed, timing(FIRST, 1.0)], 1000) == FIRST
@@ -127,7 +127,7 @@ def test_tuning_leaves_the_run_as_it_was(tuning, seconds):
     assert stepped(tuned, 3) == stepped(plain, 3)
 
 
-def test_the_table_is_said_and_the_fastest_is_taken(tuning, seconds):
+def test_the_table_is_logged_and_the_fastest_is_taken(tuning, seconds):
     seconds[FIRST], seconds[HALF] = (0.5, 0.5), (0.8, 0.8)
     said: list[str] = []
     setup = built(log=said.append)
@@ -210,7 +210,7 @@ def test_off_and_short_runs_time_nothing(tuning, monkeypatch):
     assert any("tuned" in line for line in said)
 
 
-def test_a_way_that_fails_is_told_and_not_taken(tuning, seconds, monkeypatch):
+def test_a_candidate_that_fails_is_reported_and_not_taken(tuning, seconds, monkeypatch):
     seconds[HALF] = (0.1, 0.1)
     step = trials.train_step
 
@@ -271,7 +271,7 @@ def test_a_cache_that_cannot_be_written_costs_the_memory_alone(tuning, seconds, 
     assert any("cannot be kept for other runs" in line and "Permission denied" in line for line in said)
 
 
-def test_a_way_that_cannot_even_be_set_up_does_not_stop_the_run(tuning, seconds, monkeypatch):
+def test_a_candidate_that_cannot_even_be_set_up_does_not_stop_the_run(tuning, seconds, monkeypatch):
     apply = Execution.apply
 
     def failing(candidate, method):

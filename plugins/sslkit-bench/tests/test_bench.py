@@ -103,7 +103,7 @@ def test_a_sample_is_the_mean_step_between_synchronisations():
     assert parts == {"part": 0.25}
 
 
-def test_a_peer_that_fails_is_told_and_our_own_is_not_hidden():
+def test_a_peer_that_fails_is_reported_and_our_own_is_not_hidden():
     class Broken(Noted):
         foreign = True
 
@@ -241,7 +241,7 @@ def test_stages_train_in_micro_batches_too():
 
 
 @pytest.mark.parametrize(("word", "tuned"), [("auto", "always"), ("off", "off")])
-def test_the_fastest_way_is_looked_for_however_short_the_run(word, tuned, monkeypatch):
+def test_the_fastest_execution_is_looked_for_however_short_the_run(word, tuned, monkeypatch):
     class Built(Exception):
         pass
 
@@ -264,7 +264,7 @@ def test_views_are_made_of_as_many_images_as_in_a_step():
     setup = setup_of("micro_batch=4")
     own = {contestant.name: contestant for contestant in contest._own(setup, first_batch(setup), None)}
     seen = []
-    own["views"]._parts.views.register_forward_pre_hook(lambda recipe, given: seen.append(len(given[0])))
+    own["views"]._setup.augmentation.register_forward_pre_hook(lambda augmentation, given: seen.append(len(given[0])))
     own["views"].step()
     assert (own["views"].images, own["step"].images, seen) == (4, 8, [4])
 
@@ -293,12 +293,12 @@ def test_choosing_peers():
         peers.chosen("lightli")
 
 
-def test_peers_that_are_not_there_are_said_not_to_be(monkeypatch, tmp_path):
+def test_peers_that_are_not_installed_are_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(peers, "package_version", lambda name: None)
     setup = setup_of()
     found, absent = peers.find(peers.chosen(None), setup, first_batch(setup), tmp_path)
     assert found == []
-    assert absent["lightly"] == 'not installed: pip install "sslkit[bench]"'
+    assert absent["lightly"] == 'not installed: pip install "sslkit-bench[lightly]"'
     assert list(absent) == ["lightly", "kornia", "torchvision"]
 
 
@@ -313,7 +313,7 @@ def test_a_peer_that_cannot_begin_is_named_with_the_reason(monkeypatch, tmp_path
     assert absent == {"kornia": "failed: undefined symbol: made for another torch"}
 
 
-def test_peers_that_cannot_do_the_same_are_said_not_to(tmp_path):
+def test_peers_that_cannot_do_the_same_are_reported(tmp_path):
     pytest.importorskip("lightly")
     setup = setup_of("method=pirl", "augment.either=0.5")
     found, absent = peers.find(peers.chosen(None), setup, first_batch(setup), tmp_path)
@@ -360,7 +360,7 @@ def states(workers):
     return found
 
 
-def test_lightly_s_transforms_have_the_recipe_s_settings():
+def test_lightly_s_transforms_have_the_augmentation_s_settings():
     pytest.importorskip("lightly")
     from sslkit_bench.lightly_peer import transform_like
 
@@ -401,7 +401,7 @@ def test_views_are_made_of_the_batch():
     setup = setup_of()
     views = ViewsContestant(setup, first_batch(setup))
     made = []
-    setup.augmentation.register_forward_hook(lambda recipe, given, out: made.append(out[0].shape))
+    setup.augmentation.register_forward_hook(lambda augmentation, given, out: made.append(out[0].shape))
     turn(views, 1, lambda: None)
     assert made == 2 * [(16, 3, 32, 32)]
     assert views.images == 8

@@ -10,10 +10,10 @@ from sslkit_clustering.multicrop import DINOCrops, MultiCrop, SwAVCrops, local_s
 from sslkit.testing import check_augmentation
 
 
-def crops_of(recipe_class, size=32, **options):
-    recipe = recipe_class(recipe_class.Config(**options), size, (0.5,) * 3, (0.25,) * 3)
+def crops_of(augmentation_class, size=32, **options):
+    augmentation = augmentation_class(augmentation_class.Config(**options), size, (0.5,) * 3, (0.25,) * 3)
     images = torch.randint(0, 256, (4, 3, size + 4, size + 4), dtype=torch.uint8)
-    return recipe(images, torch.Generator().manual_seed(0))
+    return augmentation(images, torch.Generator().manual_seed(0))
 
 
 def test_sizes_and_numbers_of_crops():
@@ -31,9 +31,10 @@ def test_local_size(size, local):
 def test_local_crops_show_less_of_the_image():
     """On a ramp the range of values tells how much of the width a crop shows."""
     ramp = torch.arange(128, dtype=torch.uint8).expand(64, 3, 128, 128)
-    recipe = MultiCrop(MultiCrop.Config(), 32, (0.0,) * 3, (1.0,) * 3)
+    augmentation = MultiCrop(MultiCrop.Config(), 32, (0.0,) * 3, (1.0,) * 3)
     shown = [
-        (c.amax((1, 2, 3)) - c.amin((1, 2, 3))) * 255 / 127 for c in recipe(ramp, torch.Generator().manual_seed(0))
+        (c.amax((1, 2, 3)) - c.amin((1, 2, 3))) * 255 / 127
+        for c in augmentation(ramp, torch.Generator().manual_seed(0))
     ]
     # A box has at most the area times the aspect ratio, rooted, of the width.
     assert shown[1].max() < math.sqrt(0.14 * 4 / 3) + 0.02
@@ -75,7 +76,7 @@ def test_probabilities_a_view_are_for_the_large_views_own_steps():
     assert MultiCrop.Config(jitter={"p": [1, 0]}, local_views=0).jitter.p == (1, 0)
 
 
-@pytest.mark.parametrize("recipe_class", [MultiCrop, SwAVCrops, DINOCrops])
+@pytest.mark.parametrize("augmentation_class", [MultiCrop, SwAVCrops, DINOCrops])
 @pytest.mark.parametrize("options", [{}, {"local_views": 0}])
-def test_recipe_contract(recipe_class, options):
-    check_augmentation(recipe_class, **options)
+def test_augmentation_contract(augmentation_class, options):
+    check_augmentation(augmentation_class, **options)

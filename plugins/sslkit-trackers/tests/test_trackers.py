@@ -166,27 +166,27 @@ def fake(monkeypatch):
     """A tracker of our own, under the name "fake"."""
 
     class Fake(Tracker):
-        """Keeps the metrics that it is given."""
+        """Remembers what it is called with."""
 
-        received: ClassVar[list] = []
+        calls: ClassVar[list] = []
         broken = ""
 
         def log(self, step, metrics):
             if self.broken == "log":
                 raise OSError("no line")
-            self.received.append((step, metrics))
+            self.calls.append((step, metrics))
 
         def finish(self, error):
-            self.received.append(error)
+            self.calls.append(error)
 
     find = plugins.find
     monkeypatch.setattr(plugins, "find", lambda kind, name: Fake if name == "fake" else find(kind, name))
     return Fake
 
 
-def test_a_tracker_is_told_plain_numbers_and_the_end(tmp_path, fake):
+def test_a_tracker_gets_plain_numbers_and_the_end(tmp_path, fake):
     run = train(tmp_path, "fake")
-    *logged, end = fake.received
+    *logged, end = fake.calls
     assert end is None
     assert [step for step, metrics in logged] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
     assert all(type(v) is float for step, metrics in logged for v in metrics.values())
@@ -196,7 +196,7 @@ def test_a_tracker_is_told_plain_numbers_and_the_end(tmp_path, fake):
 
 def test_a_run_without_trackers_tells_none(tmp_path, fake):
     train(tmp_path)
-    assert fake.received == []
+    assert fake.calls == []
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, fake):
@@ -205,7 +205,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, fake):
         run = train(tmp_path, "fake")
     assert len(warned) == 1
     assert run.metrics[-1]["step"] == 6
-    assert fake.received == []
+    assert fake.calls == []
 
 
 @pytest.mark.parametrize(
