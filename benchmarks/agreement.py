@@ -1,10 +1,10 @@
-"""Do the fast executions agree with the plain one? Losses of the first steps, and kNN accuracy over several seeds.
+"""Compare fast executions with the plain one: losses of the first steps, and kNN accuracy over several seeds.
 
     python benchmarks/agreement.py FOLDER [--seeds 3] [--epochs 12] [--out FILE]
 
-FOLDER holds images with train/ and test/. Every execution trains SimCLR on the same network, images and seeds: plain
-torch operations in fp32, then the compiled kernels of the views, then the compiled backbone, then bf16 with depthwise
-convolutions in fp32. Accuracies of single seeds differ by chance; the question is whether an execution's mean lies
+FOLDER contains images in train/ and test/. Every execution trains SimCLR on the same network, images and seeds: plain
+torch operations in fp32; compiled kernels of the augmentation; these and a compiled backbone; compiled kernels and bf16
+with depthwise convolutions in fp32. Accuracies of single seeds differ by chance; an execution agrees if its mean lies
 within the spread of the plain one's.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Losses of the first steps, and kNN accuracy before and after."""
+    """Train one execution; return the losses of the first steps, and kNN accuracy before and after training."""
     with tempfile.TemporaryDirectory() as folder:
         run = sslkit.run(
             method="simclr",
@@ -74,7 +74,7 @@ def train(args: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Each execution's accuracies, and how far its losses lie from the plain one's, relatively."""
+    """Return each execution's accuracies, and the relative differences of its losses from the plain one's."""
     plain = runs["plain"]
     return {
         name: {
@@ -82,16 +82,16 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "knn_mean": statistics.mean(run["knn_after"] for run in own),
             "knn_deviation": statistics.stdev(run["knn_after"] for run in own) if len(own) > 1 else None,
             "knn_before": [run["knn_before"] for run in own],
-            "first_loss_differs_by": max(_apart(run, other, slice(1)) for run, other in zip(own, plain)),
+            "first_loss_differs_by": max(_difference(run, other, slice(1)) for run, other in zip(own, plain)),
             f"losses_of_{STEPS}_steps_differ_by": max(
-                _apart(run, other, slice(STEPS)) for run, other in zip(own, plain)
+                _difference(run, other, slice(STEPS)) for run, other in zip(own, plain)
             ),
         }
         for name, own in runs.items()
     }
 
 
-def _apart(run: dict[str, Any], other: dict[str, Any], steps: slice) -> float:
+def _difference(run: dict[str, Any], other: dict[str, Any], steps: slice) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(run["losses"][steps], other["losses"][steps]))
 
 

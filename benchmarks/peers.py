@@ -1,14 +1,14 @@
-"""sslkit beside lightly: images per second, and kNN accuracy after the same wall time. SimCLR, ShuffleNetV2, 32 px.
+"""Compare sslkit with lightly: images/s, and kNN accuracy after the same wall time. SimCLR, ShuffleNetV2, 32 px.
 
     python benchmarks/peers.py CIFAR_FOLDER [--seconds 240] [--out benchmarks/results/peers-cpu.json]
 
-CIFAR_FOLDER holds the official binary files of CIFAR-10 (`.bin` or `.bin.xz`). Both contestants get the same 10,000
+CIFAR_FOLDER contains the official binary files of CIFAR-10 (`.bin` or `.bin.xz`). Both contestants get the same 10,000
 images as a folder of PNG files, the same network with its original stem, batch size, loss, temperature, head, optimizer
-and schedule; each uses its own transforms and loading, lightly with two workers. They take turns in processes of
-their own. Both backbones are judged by the same kNN on the same features, images of the training folder to test.
+and schedule; each uses its own transforms and loading, lightly with two workers. They take turns in separate processes.
+Both backbones are evaluated by the same kNN, trained on the training images and tested on the test images.
 
-Protocol: (1) speed: ROUNDS turns of 2 epochs each, the first epoch is warm-up, images/s over the other, median;
-(2) accuracy: each gets as many epochs as its speed allows in `--seconds`, a whole cosine schedule, one seed.
+Protocol: (1) speed: ROUNDS turns of 2 epochs each; the first epoch is warm-up; median of images/s over the second;
+(2) accuracy: each trains as many epochs as its speed allows in `--seconds`, with a whole cosine schedule and one seed.
 Needs `pip install lightly`.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def write_folder(cifar: Path, folder: Path) -> None:
-    """The first images of both splits as PNG files in class sub-folders, the form both frameworks read."""
+    """Write the first images of both splits as PNG files in class sub-folders, which both libraries can read."""
     from sslkit.data import CIFAR10
 
     source = CIFAR10(CIFAR10.Config(root=cifar))
@@ -75,7 +75,7 @@ def write_folder(cifar: Path, folder: Path) -> None:
 
 
 def compete(folder: Path, seconds: float, seed: int) -> dict:
-    """Speed in turns, then accuracy in the same time."""
+    """Measure speed in turns, then accuracy after the same time; return the report."""
     from sslkit.machine.environment import environment, package_version
 
     speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
@@ -122,7 +122,7 @@ def _turn(name: str, folder: Path, epochs: int, seed: int, *more: str) -> dict:
 
 
 def sslkit(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module]:
-    """`sslkit run`, as a user would."""
+    """Train with `sslkit.run`, as a user would; return (timing, backbone)."""
     import sslkit as library
     from sslkit.plugins import host
 
@@ -157,7 +157,7 @@ def sslkit(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module]
 
 
 class EpochClock:
-    """A plugin that notes when each epoch's line is logged."""
+    """A plugin that records the time at which each epoch's metrics are logged."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -169,7 +169,7 @@ class EpochClock:
 
 
 def lightly(folder: Path, epochs: int, seed: int) -> tuple[dict, torch.nn.Module]:
-    """lightly's own transform, data set, head and loss in a plain training loop, as its examples write it."""
+    """Train with lightly's transform, data set, head and loss, as in its examples; return (timing, backbone)."""
     import torchvision
     from lightly.data import LightlyDataset
     from lightly.transforms import SimCLRTransform
@@ -210,12 +210,12 @@ def _timing(began: float, ends: list[float], epochs: int) -> dict:
 
 
 def judge(backbone: torch.nn.Module, folder: Path) -> dict:
-    """The same kNN for both."""
+    """Return the kNN accuracy of a backbone, with the same evaluator for both contestants."""
     from sslkit.config.resolve import resolve
     from sslkit.data import open_stores
     from sslkit.evaluation.evaluate import evaluate
 
-    # Nothing is trained: any batch will do.
+    # The batch size is irrelevant, because nothing is trained.
     config = resolve([f"data={folder}", "evaluators=[knn]", "batch_size=2"]).config
     stores = open_stores(config.data, None, 0, log=lambda text: None)
     record = next(evaluate(backbone, config.evaluators, stores, torch.device("cpu"), 0))

@@ -1,14 +1,13 @@
-"""How cost grows: with the batch, the images' size and number, the classes, the processes; packing and kNN too.
+"""Measure how costs grow with batch size, image size, number of images, classes and processes; for packing and kNN too.
 
     python benchmarks/scale.py [--only batch,size,...] [--device auto] [--small] [--out benchmarks/results]
 
-Protocol: images of noise. A training step is SimCLR's on ShuffleNetV2 1.0x with its original stem, data and views
-included, built as a run builds it, in the fastest uncompiled execution of each size: WARM steps, then the median of
-REPEATS.
-Data sets larger than REAL images are simulated: rows of a larger index stand on the same few images, so order, indices
-and labels cost what they would and only the disk does not. Memory is what the process holds at most above what it held
-before, without pages of mapped files, sampled every 5 ms. Every part runs in a process of its own. About 8 minutes on
-two cores; --small is for tests.
+Protocol: images of noise. A training step is SimCLR's on ShuffleNetV2 1.0x with its original stem, including data and
+views, built as in a run, in the fastest uncompiled execution for each size: WARM steps, then the median of REPEATS.
+Data sets larger than REAL images are simulated: the rows of a larger index refer to the same few images, so that order,
+indices and labels cost the same as in a real data set of that size, but not the disk. Memory is the peak increase of
+the process's memory, without mapped files, sampled every 5 ms. Every section runs in a process of its own. It takes
+about 8 minutes on two cores; --small is for tests.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from sslkit.machine import atomic
 
 WARM, REPEATS = 1, 3
 REAL, FEW = 2048, 96
-"""Images that are really there, and in the smoke test."""
+"""Number of images that are really stored, in full and in small measurements."""
 BATCH, SIDE = 256, 32
 SIZES: dict[str, dict[str, list[int]]] = {
     "full": {
@@ -59,22 +58,22 @@ SIZES: dict[str, dict[str, list[int]]] = {
 }
 KNN_WIDTH, KNN_QUERIES = 512, 512
 LOADER_IMAGES = 200_000
-"""Images that a loader alone is timed over, at most."""
+"""Maximum number of images over which a loader alone is timed."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=lambda words: words.split(","), default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--only", type=lambda words: words.split(","), default=list(SECTIONS), help=", ".join(SECTIONS))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, for a test")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=SECTIONS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
         print(json.dumps(list(measure(args.part, args.device, args.small))))
         return
-    if unknown := set(args.only) - set(PARTS):
-        parser.error(f"there is no part {min(unknown)!r}; there are {', '.join(PARTS)}")
+    if unknown := set(args.only) - set(SECTIONS):
+        parser.error(f"there is no section {min(unknown)!r}; there are {', '.join(SECTIONS)}")
     from sslkit.machine.devices import pick_device
 
     path = args.out / f"scale-{pick_device(args.device).type}.json"
@@ -85,7 +84,7 @@ def main() -> None:
 
 
 def compose(sections: list[str], device: str, small: bool, path: Path) -> dict[str, Any]:
-    """What is measured now, beside the other sections of an earlier report at `path`."""
+    """Measure the sections, and return the report, which keeps the other sections of an earlier report at `path`."""
     from sslkit.machine.environment import environment
 
     before = json.loads(path.read_text()) if path.exists() else {"parts": {}, "environment": {}}
@@ -101,7 +100,7 @@ def compose(sections: list[str], device: str, small: bool, path: Path) -> dict[s
 
 @dataclass(frozen=True)
 class Setting:
-    """What all sizes of a part have in common."""
+    """Settings shared by all sizes of a section."""
 
     folder: Path
     device: str
@@ -111,11 +110,11 @@ class Setting:
 
 
 def measure(part: str, device: str, small: bool) -> Iterator[dict[str, Any]]:
-    """One object a size."""
+    """Measure one section; yield one object per size."""
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(Path(folder), device, 16, FEW, "off") if small else Setting(Path(folder), device)
         for n in SIZES["small" if small else "full"][part]:
-            found = PARTS[part](n, setting)
+            found = SECTIONS[part](n, setting)
             print(part, n, found, file=sys.stderr)
             yield {"n": n} | found
 
@@ -137,7 +136,7 @@ def by_classes(n: int, at: Setting) -> dict[str, float]:
 
 
 def by_data(n: int, at: Setting) -> dict[str, float]:
-    """A step, and each loader alone, over an index of n rows."""
+    """Measure a step, and each loader alone, with an index of n rows."""
     from sslkit.data import ffcv_missing, make_loader
     from sslkit.data.loaders.base import Kind
 
@@ -145,20 +144,20 @@ def by_data(n: int, at: Setting) -> dict[str, float]:
     kinds: list[Kind] = ["torch"] if ffcv_missing() else ["torch", "ffcv"]
     found: dict[str, float] = {}
     for kind in kinds:
-        # What is loaded and compiled but once is no part of the memory of a data set.
+        # Warm up, so that memory of code that is loaded or compiled once does not count.
         next(make_loader(setup.stores.pretrain, batch_size=at.batch, seed=0, device=setup.device, kind=kind).epoch(0))
-        with Held() as held:
+        with PeakMemory() as memory:
             store = setup.stores.pretrain.subset(np.arange(n) % len(setup.stores.pretrain))
             began = time.perf_counter()
             loader = make_loader(store, batch_size=at.batch, seed=0, device=setup.device, kind=kind)
             found |= {f"{kind}_{k}": v for k, v in _streamed(loader, began).items()}
-        found[f"{kind}_mb"] = held.most / 1e6
+        found[f"{kind}_mb"] = memory.peak / 1e6
         found[f"{kind}_step_images_per_second"] = speed(replace(setup, loader=loader))
     return found
 
 
 def _streamed(loader: Any, began: float) -> dict[str, float]:
-    """Seconds from `began` to the first batch, and images/s of the loader alone after it."""
+    """Return the seconds from `began` to the first batch, and images/s of the loader alone after it."""
     batches = chain.from_iterable(loader.epoch(epoch) for epoch in count())
     next(batches)
     first, seen = time.perf_counter(), 0
@@ -170,7 +169,7 @@ def _streamed(loader: Any, began: float) -> dict[str, float]:
 
 
 def by_processes(n: int, at: Setting) -> dict[str, float]:
-    """Whole runs: the epochs after the first."""
+    """Measure images/s of whole runs, in the epochs after the first."""
     path, out = packed(at, SIDE, 10), at.folder / f"run{n}"
     words = [*_words("simclr", path, at), f"devices={n}", f"epochs={REPEATS + 1}", f"out={out}"]
     options = ["checkpoint_every=0", "eval_every=0", "evaluators=[]", "log_every=1000000"]
@@ -180,7 +179,7 @@ def by_processes(n: int, at: Setting) -> dict[str, float]:
 
 
 def training(at: Setting, method: str = "simclr", side: int = SIDE, classes: int = 10) -> Any:
-    """The set-up of a run, as `sslkit run` would build it."""
+    """Return the setup of a run, built as in `sslkit run`."""
     from sslkit.config.resolve import resolve
     from sslkit.training.build import build
 
@@ -203,7 +202,7 @@ def _words(method: str, path: Path, at: Setting) -> list[str]:
 
 
 def packed(at: Setting, side: int, classes: int) -> Path:
-    """Images of noise, labelled from 0 to classes - 1."""
+    """Return a packed data set of noise images, with labels from 0 to classes - 1."""
     from sslkit.data import ArrayImages, pack
 
     path = at.folder / f"noise-{side}-{classes}.beton"
@@ -215,7 +214,7 @@ def packed(at: Setting, side: int, classes: int) -> Path:
 
 
 def speed(setup: Any) -> float:
-    """Images a second of whole steps."""
+    """Return the images per second of whole steps."""
     from sslkit.machine.devices import synchronize
     from sslkit.training.step import train_step
 
@@ -233,25 +232,25 @@ def speed(setup: Any) -> float:
 # --- packing and kNN ---
 
 
-def _worked() -> float:
-    """Seconds of processor time of this process and of those it has waited for."""
+def _cpu_seconds() -> float:
+    """Return the CPU time in seconds of this process and of its finished child processes."""
     return sum(os.times()[:4])
 
 
 def by_packing(n: int, at: Setting) -> dict[str, float]:
-    """JPEG files of about 32 px in 100 folders, packed image_batch."""
+    """Measure packing of JPEG files of about 32 px in 100 folders, recompressed to `SIDE` px."""
     from sslkit.data import pack
     from sslkit.data.sources.folder import FileImages
 
     files = at.folder / str(n)
     _write_files(files, n)
     pack(FileImages(files / "00"), at.folder / "warm.beton", size=SIDE)
-    with Held() as held:
+    with PeakMemory() as memory:
         images = FileImages(files)
-        began, worked = time.perf_counter(), _worked()
+        began, worked = time.perf_counter(), _cpu_seconds()
         pack(images, at.folder / f"{n}.beton", size=SIDE)
-        seconds, worked = time.perf_counter() - began, _worked() - worked
-    return {"images_per_second": n / seconds, "cores": worked / seconds, "mb": held.most / 1e6}
+        seconds, worked = time.perf_counter() - began, _cpu_seconds() - worked
+    return {"images_per_second": n / seconds, "cores": worked / seconds, "mb": memory.peak / 1e6}
 
 
 def _write_files(folder: Path, n: int) -> None:
@@ -269,7 +268,7 @@ def _write_files(folder: Path, n: int) -> None:
 
 
 def by_knn(n: int, at: Setting) -> dict[str, float]:
-    """Features of noise; memory beside the features, on the CPU or, with CUDA, on the device."""
+    """Measure kNN on random features; memory is that beyond the features, of the CPU or, with CUDA, of the device."""
     from sslkit.evaluation import KNN
     from sslkit.machine.devices import pick_device
 
@@ -278,37 +277,37 @@ def by_knn(n: int, at: Setting) -> dict[str, float]:
     labels = torch.arange(n, device=where) % 1000
     vote = KNN(KNN.Config()).predict
     vote(bank[:5000], labels[:5000], queries, 1000)
-    with Held(where) as held:
+    with PeakMemory(where) as memory:
         began = time.perf_counter()
         vote(bank, labels, queries, 1000).cpu()
         seconds = time.perf_counter() - began
-    return {"queries_per_second": KNN_QUERIES / seconds, "mb": held.most / 1e6}
+    return {"queries_per_second": KNN_QUERIES / seconds, "mb": memory.peak / 1e6}
 
 
-class Held:
-    """`most`: bytes of memory held at most inside, above what was held before."""
+class PeakMemory:
+    """Context that measures `peak`: the maximum increase of memory inside the block, in bytes."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._cuda = device is not None and device.type == "cuda"
         self._over = threading.Event()
         self._sampler = threading.Thread(target=self._sample)
 
-    def __enter__(self) -> "Held":
+    def __enter__(self) -> "PeakMemory":
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
-        self._before = self._peak = self._now()
+        self._before = self._most = self._now()
         self._sampler.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._sampler.join()
-        self.most = self._peak - self._before
+        self.peak = self._most - self._before
 
     def _sample(self) -> None:
         while not self._over.wait(0.005):
-            self._peak = max(self._peak, self._now())
-        self._peak = max(self._peak, self._now())
+            self._most = max(self._most, self._now())
+        self._most = max(self._most, self._now())
 
     def _now(self) -> int:
         if self._cuda:
@@ -317,7 +316,7 @@ class Held:
         return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
-PARTS: dict[str, Callable[[int, Setting], dict[str, float]]] = {
+SECTIONS: dict[str, Callable[[int, Setting], dict[str, float]]] = {
     "batch": by_batch,
     "size": by_size,
     "classes": by_classes,
@@ -332,7 +331,7 @@ PARTS: dict[str, Callable[[int, Setting], dict[str, float]]] = {
 Panel = tuple[str, str, str, dict[str, str]]
 STEP = "images/s of a step"
 PANELS: list[Panel] = [
-    ("batch", "images a batch", STEP, {"images_per_second": "SimCLR"}),
+    ("batch", "images per batch", STEP, {"images_per_second": "SimCLR"}),
     ("size", "image side, px", STEP, {"images_per_second": "SimCLR"}),
     ("classes", "classes", STEP, {"simclr": "SimCLR", "supervised": "supervised"}),
     (
@@ -364,7 +363,7 @@ COLOURS = ["#0072B2", "#D55E00"]
 
 
 def draw(sections: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """One small panel a question, all from zero."""
+    """Draw one small panel per measured quantity, with axes that start at zero."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,12 @@
-"""sslkit over a grid of methods, networks and image sizes: share of the bound, ratio to lightly, views against others.
+"""Benchmark sslkit over methods, networks and image sizes: share of the bound, ratio to lightly, ratios of views.
 
     python benchmarks/throughput.py --small cifar10-2k.tar --large imagenette96.tar [options] [key=value]...
 
---small (32 px) and --large (96 px and up) are folders of images, or tar archives of one. Every cell of the grid is one
-`sslkit bench` in a process of its own, with that command's protocol; further key=value words go to all of them. Results
-are added to OUT/throughput-cpu.json or throughput-cuda.json after each cell, so that a grid can be measured in several
-sittings; beside it stand a table (.md) and a chart (.svg) of all cells so far, and which targets they meet.
+--small (32 px) and --large (96 px and up) are folders of images, or tar archives of such folders. Every cell of the
+grid is one `sslkit bench` in a process of its own, with that command's protocol; further key=value words apply to all
+cells. Results are added to OUT/throughput-cpu.json or throughput-cuda.json after each cell, so that a grid can be
+measured in several sessions; a table (.md) with the targets that are met, and a chart (.svg) of all cells so far are
+written next to it.
 """
 
 import argparse
@@ -36,17 +37,18 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """What a ratio of a cell is to reach, on one kind of device."""
+    """The target value of a ratio, on one kind of device."""
 
     device: str
     ratio: str
     bound: float
     cells: tuple[str, ...] = ()
-    """Their names, or parts of names; (): all that have the ratio."""
+    """Names of cells, or substrings of names; (): all cells that have the ratio."""
     at_most: bool = False
+    """True if `bound` is an upper bound, False if it is a lower one."""
 
     def concerns(self, name: str, cell: Cell) -> bool:
-        fits = not self.cells or any(part in name for part in self.cells)
+        fits = not self.cells or any(substring in name for substring in self.cells)
         return fits and cell["device"] == self.device and self.ratio in cell["ratios"]
 
     def met(self, value: float) -> bool:
@@ -92,10 +94,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--networks", default=NETWORKS, **listed)
     parser.add_argument("--methods", default=METHODS, **listed)
     parser.add_argument("--sizes", default=[*map(str, BATCHES)], **listed)
-    parser.add_argument("--views", default=[*map(str, VIEWS)], help="sizes of views alone", **listed)
-    parser.add_argument("--batch", type=int, help="for all cells, instead of 512 at 32 px and 256 above")
+    parser.add_argument(
+        "--views", default=[*map(str, VIEWS)], help="image sizes of measurements of views alone", **listed
+    )
+    parser.add_argument("--batch", type=int, help="batch size of all cells; default: 512 at 32 px, 256 above")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=600.0, help="a cell; see sslkit bench")
+    parser.add_argument("--seconds", type=float, default=600.0, help="per cell; see sslkit bench")
     parser.add_argument("--peers", default="lightly,kornia,torchvision")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("words", nargs="*", metavar="key=value")
@@ -103,7 +107,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _grid(args: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
-    """(name of the cell, its image size, words and options of sslkit bench)."""
+    """Yield (name, image size, words and options of sslkit bench) of each cell."""
     peers = [peer for peer in args.peers.split(",") if peer not in ("kornia", "torchvision")]
     for size in map(int, args.sizes):
         for method in args.methods:
@@ -117,7 +121,7 @@ def _grid(args: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
-    """The folder of images, out of the archive if it is one."""
+    """Return the folder of images; an archive is unpacked to `folder` first."""
     if archive.is_dir():
         return archive
     place = folder / archive.stem
@@ -129,7 +133,7 @@ def _unpacked(archive: Path, folder: Path) -> Path:
 
 
 def measure(words: list[str], args: argparse.Namespace, folder: str) -> Cell:
-    """The result of one `sslkit bench`, free of the names of this machine's folders."""
+    """Return the result of one `sslkit bench`, without the paths of this machine's folders."""
     options = [f"--repeats={args.repeats}", f"--seconds={args.seconds}", "--json"]
     command = [sys.executable, "-m", "sslkit", "bench", *words, *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -141,7 +145,7 @@ def measure(words: list[str], args: argparse.Namespace, folder: str) -> Cell:
 
 
 def verdicts(cells: dict[str, Cell]) -> Iterator[tuple[str, Target, float]]:
-    """(cell, target, what it reached) wherever a target concerns a cell."""
+    """Yield (name of a cell, target, value reached) for every target of a cell."""
     for target in TARGETS:
         for name, cell in cells.items():
             if target.concerns(name, cell):
@@ -149,7 +153,7 @@ def verdicts(cells: dict[str, Cell]) -> Iterator[tuple[str, Target, float]]:
 
 
 def as_markdown(cells: dict[str, Cell]) -> str:
-    """Hardware, a table of all cells, and the targets, met or not."""
+    """Return Markdown with the hardware, a table of all cells, and the targets, met or not."""
     hardware = dict.fromkeys(
         f"{c['device_name']}, torch {c['environment']['versions']['torch']}" for c in cells.values()
     )
@@ -180,7 +184,7 @@ def _with_quartiles(ratio: Cell | None) -> str:
 
 
 def as_svg(cells: dict[str, Cell]) -> str:
-    """A panel a ratio, a bar a cell, and a line where a target lies."""
+    """Return an SVG with one panel per ratio, one bar per cell, and a line at each target."""
     found = {r: {n: c["ratios"][r] for n, c in cells.items() if r in c["ratios"]} for r in _ratios(cells)}
     heights = [len(summaries) + 1.2 for summaries in found.values()]
     figure, axes = panels(heights, "median and quartiles; a line is a target")
@@ -194,7 +198,7 @@ def as_svg(cells: dict[str, Cell]) -> str:
 
 
 def _ratios(cells: dict[str, Cell]) -> list[str]:
-    """All that some cell has, in the order of the bench."""
+    """Return the ratios that any cell has, in the order of `RATIOS`."""
     return [ratio for ratio in RATIOS if any(ratio in cell["ratios"] for cell in cells.values())]
 
 

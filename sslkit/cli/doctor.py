@@ -1,4 +1,4 @@
-"""What this machine offers sslkit, and the exact command for what is missing."""
+"""`sslkit doctor`: report what this machine offers sslkit, and the exact command that installs what is missing."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sslkit import plugins
-from sslkit.data.loaders.ffcv import ffcv_mend
+from sslkit.data.loaders.ffcv import ffcv_missing
 from sslkit.machine.environment import device_name, package_version
 
 
 def print_report() -> None:
-    """One line a fact: Python, torch, device, memory, FFCV, plugins, data caches."""
+    """Print one line per fact: Python, torch, device, memory, FFCV, plugins, data caches."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for topic, fact in _facts():
         table.add_row(Text(topic, style="bold"), Text(fact, overflow="fold"))
@@ -26,7 +26,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield from _torch_facts()
     yield "memory", _memory()
-    yield "ffcv", ffcv_mend() or f"{package_version('ffcv')}, used to read ahead from .beton files"
+    yield "ffcv", ffcv_missing() or f"{package_version('ffcv')}, used to read ahead from .beton files"
     yield from _plugin_facts()
     yield from _cache_facts()
 
@@ -53,7 +53,7 @@ def _memory() -> str:
         page = os.sysconf("SC_PAGE_SIZE")
         free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
-        return "not known on this system"
+        return "unknown on this system"
     return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
@@ -61,7 +61,7 @@ def _plugin_facts() -> Iterator[tuple[str, str]]:
     loaded = plugins.host()
     found = {name: d for name, d in loaded.distributions.items() if name not in plugins.BUILTINS}
     for name, distribution in found.items():
-        yield "plugin", f"{name} ({distribution} {package_version(distribution) or 'of no known version'})"
+        yield "plugin", f"{name} ({distribution} {package_version(distribution) or 'version unknown'})"
     if not found:
         yield "plugins", "none installed"
     for problem in loaded.problems:

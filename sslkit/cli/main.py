@@ -1,6 +1,6 @@
-"""The command line: parse, one library call, print. Exit status 0 done, 2 the user's mistake, 1 a bug.
+"""The command line: parse, one library call, print. Exit status: 0 for success, 2 for a user's mistake, 1 for a bug.
 
-Nothing heavy is imported before a command needs it: `sslkit --help` and `sslkit list` know no torch.
+Nothing heavy is imported before a command needs it: `sslkit --help` and `sslkit list` do not import torch.
 """
 
 import json
@@ -21,7 +21,7 @@ WORDS = click.argument("words", nargs=-1, metavar="[key=value]...")
 
 
 class Group(click.Group):
-    """Turns a UserError into its message, and lets plugins add commands."""
+    """Command group that prints a UserError as a message and exits with status 2; plugins add commands to it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -40,15 +40,15 @@ class Group(click.Group):
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sslkit")
-@click.option("--debug", is_flag=True, help="Show the traceback of a mistake too.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of user errors too.")
 def cli(debug: bool) -> None:
     """Pre-train light vision backbones on your own unlabelled images.
 
     \b
     sslkit run                                            the demo: BYOL, ShuffleNetV2, handwritten digits
     sslkit run method=simclr backbone=resnet18 data=photos/
-    sslkit list methods                                   what there is
-    sslkit show methods byol                              what can be set
+    sslkit list methods                                   the available methods
+    sslkit show methods byol                              the settings of one method
     """
 
 
@@ -57,14 +57,16 @@ def cli(debug: bool) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Check everything and print every setting with its origin; train nothing."
 )
-@click.option("--plan", "only_plan", is_flag=True, help="Time a few steps: what the run would take; train nothing.")
+@click.option(
+    "--plan", "only_plan", is_flag=True, help="Time a few steps and estimate what the run would take; train nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -> None:
-    """Pre-train: sslkit run [recipe.yaml] [key=value]...
+    """Pre-train a backbone: sslkit run [recipe.yaml] [key=value]...
 
-    Keys without a dot belong to the run (method backbone data augment evaluators epochs batch_size ...), dotted
-    ones to what they name (method.temperature=0.2 optimizer.lr=0.1). `sslkit show run` explains every key.
-    recipe=NAME starts from one of `sslkit list recipes`.
+    Keys without a dot are settings of the run (method backbone data augment evaluators epochs batch_size ...);
+    dotted keys are settings of the component that they name (method.temperature=0.2 optimizer.lr=0.1).
+    `sslkit show run` explains every key. recipe=NAME starts from a recipe of `sslkit list recipes`.
     """
     from sslkit.training.preflight import resolve_new
 
@@ -86,9 +88,9 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
 
 @cli.command()
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--devices", type=click.IntRange(min=1), help="Processes to go on with, if not as many as before.")
+@click.option("--devices", type=click.IntRange(min=1), help="Number of processes, if it is to differ from before.")
 def resume(path: Path, devices: int | None) -> None:
-    """Go on with a run that was stopped, bit for bit as if it had not been."""
+    """Resume a stopped run, with results that are bit-identical to those of an uninterrupted run."""
     from sslkit.training import engine
 
     with freed_memory(keep=True):
@@ -104,9 +106,9 @@ def resume(path: Path, devices: int | None) -> None:
     default="table",
     show_default=True,
 )
-@click.option("--sort", metavar="KEY", help="Column to sort by, such as knn/top1 or hours; the best first.")
+@click.option("--sort", metavar="KEY", help="Column to sort by, such as knn/top1 or hours; best first.")
 def compare(runs: tuple[Path, ...], style: str, sort: str | None) -> None:
-    """Put runs side by side, results beside costs: sslkit compare runs/* --sort knn/top1"""
+    """Compare results and costs of runs: sslkit compare runs/* --sort knn/top1"""
     from sslkit.runs.compare import show, table
 
     show(table(runs, sort), style)
@@ -115,13 +117,15 @@ def compare(runs: tuple[Path, ...], style: str, sort: str | None) -> None:
 @cli.command()
 @click.argument("target", metavar="RUN|FILE|NAME")
 @WORDS
-@click.option("--all-checkpoints", is_flag=True, help="Measure every kept epoch of a run, and draw a picture.")
+@click.option(
+    "--all-checkpoints", is_flag=True, help="Evaluate every kept checkpoint of a run, and plot accuracy over epochs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def evaluate(target: str, words: tuple[str, ...], all_checkpoints: bool, as_json: bool) -> None:
-    """Measure a run, a weights file or a plain backbone: sslkit evaluate RUN evaluators=[knn,linear]
+    """Evaluate a run, a weights file or a plain backbone: sslkit evaluate RUN evaluators=[knn,linear]
 
     \b
-    sslkit evaluate runs/byol eval_data=photos/           other images than the run's
+    sslkit evaluate runs/byol eval_data=photos/           on images other than the run's
     sslkit evaluate timm:resnet18 data=photos/            random weights, unless backbone.pretrained=FILE
     """
     from sslkit.runs.display import Display
@@ -146,11 +150,12 @@ def evaluate(target: str, words: tuple[str, ...], all_checkpoints: bool, as_json
 
 @cli.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write, if not report.html.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead of report.html.")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page that shows a run, or compares several, and needs no network and no other file.
+    """Write one self-contained HTML page that shows a run or compares several.
 
-    That of one run is RUN/report.html, as at the end of training; that of several is report.html in this folder.
+    The report of one run is RUN/report.html, as at the end of training; that of several runs is report.html in the
+    working directory.
     """
     from sslkit.runs.report import write
 
@@ -161,7 +166,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @click.argument("kind", required=False, type=click.Choice([*plugins.KINDS, "recipes"]))
 @click.option("--json", "as_json", is_flag=True, help="Print a list of {name, summary, distribution}.")
 def list_(kind: str | None, as_json: bool) -> None:
-    """Show every method, backbone, augmentation, evaluator and data set, and who brought it; or the recipes."""
+    """List methods, backbones, augmentations, evaluators and data sets, with their packages; or recipes."""
     from sslkit.cli.tables import print_components
 
     print_components([kind] if kind else list(plugins.KINDS), as_json)
@@ -171,7 +176,7 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.argument("kind", type=click.Choice([*(k for k in plugins.KINDS if k != "trackers"), "recipes", "run"]))
 @click.argument("name", required=False)
 def show(kind: str, name: str | None) -> None:
-    """Explain one component and its settings: sslkit show methods byol; `sslkit show run` for the run's own.
+    """Explain a component and its settings: sslkit show methods byol; `sslkit show run` for the run's own settings.
 
     `sslkit show recipes NAME` prints a recipe.
     """
@@ -189,7 +194,7 @@ def show(kind: str, name: str | None) -> None:
 @WORDS
 @click.option("--role", type=click.Choice(["pretrain", "train", "test"]), default="pretrain", show_default=True)
 def pack(source: str, out: Path, words: tuple[str, ...], role: Any) -> None:
-    """Write images to one .beton file: sslkit pack photos/ photos.beton image_size=96 jpeg_quality=90
+    """Pack images into one .beton file: sslkit pack photos/ photos.beton image_size=96 jpeg_quality=90
 
     `sslkit show datasets folder` explains the keys.
     """
@@ -211,7 +216,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Entry point: warn of broken plugins in one line each, add the plugins' commands, go."""
+    """Entry point: add the commands of plugins, warn about broken plugins in one line each, and run the command."""
     plugins.add_commands(cli)
     for problem in plugins.problems():
         click.echo(f"warning: {problem}", err=True)

@@ -1,4 +1,4 @@
-"""Tables for the terminal: components, settings, origins, and how a run ended."""
+"""Tables for the terminal: components, settings, origins of settings, and results."""
 
 import json
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def print_components(kinds: list[str], as_json: bool) -> None:
-    """Every component of these kinds, or recipe; with `as_json`, a list for one kind and a mapping for several."""
+    """Print every component of these kinds (or every recipe).
+
+    as_json: print a JSON list for one kind, a mapping of kind to list for several.
+    """
     rows = {kind: _recipes() if kind == "recipes" else [_row(c) for c in plugins.components(kind)] for kind in kinds}
     if as_json:
         click.echo(json.dumps(rows[kinds[0]] if len(kinds) == 1 else rows, indent=2, ensure_ascii=False))
@@ -33,7 +36,7 @@ def print_components(kinds: list[str], as_json: bool) -> None:
 
 
 def print_settings_of(kind: str, name: str | None) -> None:
-    """The docstring and the settings of a component, or of the run itself."""
+    """Print the docstring and the settings of a component, or the settings of the run itself."""
     from sslkit.config.components import config_class
     from sslkit.config.run import Optimizer, RunConfig
 
@@ -51,14 +54,14 @@ def print_settings_of(kind: str, name: str | None) -> None:
 
 
 def print_recipe(name: str | None) -> None:
-    """A shipped recipe as it is written."""
+    """Print the text of a shipped recipe."""
     if name is None:
         raise UserError("which one? `sslkit list recipes` names them all")
     click.echo(recipes.text(name), nl=False)
 
 
 def print_origins(resolved: "Resolved") -> None:
-    """Every resolved value, and where it came from."""
+    """Print every resolved value and its origin."""
     table = _table("setting", "value", "from")
     for key, value in resolved.values.items():
         origin = resolved.origins.get(key, "default")
@@ -67,7 +70,7 @@ def print_origins(resolved: "Resolved") -> None:
 
 
 def print_records(records: list[dict[str, Any]]) -> None:
-    """The results of evaluators, with what they were measured on and how."""
+    """Print the results of evaluators with their data and protocol."""
     from sslkit.runs.display import figures
 
     table = _table("evaluator", "result", "data", "protocol")
@@ -81,7 +84,7 @@ def print_records(records: list[dict[str, Any]]) -> None:
 
 
 def print_epoch_curves(records: list[dict[str, Any]]) -> None:
-    """Each accuracy after the last epoch, and beside it, named as such, the highest of all epochs."""
+    """Print each accuracy after the last epoch, and next to it, labelled as such, the maximum over epochs."""
     from sslkit.evaluation.checkpoints import epoch_curves
     from sslkit.runs.display import accuracy
 
@@ -93,7 +96,7 @@ def print_epoch_curves(records: list[dict[str, Any]]) -> None:
 
 
 def print_outcome(run: "Run") -> None:
-    """Last against first: what pre-training gave over the random initialisation."""
+    """Print each last accuracy against the first: the gain of pre-training over random initialisation."""
     from sslkit.runs.display import accuracy
 
     console = terminal()
@@ -160,7 +163,7 @@ def _value(default: Any) -> str:
 
 
 def _type(field: Any) -> str:
-    """The annotation in words, with its bounds: `float, > 0`."""
+    """Format a field's annotation with its bounds: `float, > 0`."""
     text = _type_name(field.annotation)
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     bounds = [f"{signs[k]} {getattr(m, k)}" for m in field.metadata for k in signs if hasattr(m, k)]

@@ -1,4 +1,4 @@
-"""The settings that energy and CO2 equivalent are computed with, and the carbon intensity of electricity by region."""
+"""Settings for computing energy and CO2 equivalent, and the carbon intensity of electricity by region."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,16 +9,16 @@ from sslkit.config.base import Config
 
 
 class Carbon(Config):
-    """What energy and CO2e are worked out with; nothing of the training depends on it."""
+    """Settings for computing energy and CO2e; training does not depend on them."""
 
     region: str = "world"
-    """Where the electricity is made: world, or a country by its ISO code of three letters, such as FRA."""
+    """Region where the electricity is generated: world, or a country's three-letter ISO code, such as FRA."""
     intensity: float | None = Field(None, ge=0)
-    """Grams of CO2e a kWh; null: the region's."""
+    """Carbon intensity in grams of CO2e per kWh; null: the region's."""
     tdp: float | None = Field(None, gt=0)
-    """Watts of one device at full load; null: the card's own limit, or 85 of a processor."""
+    """Power of one device at full load, in watts; null: the GPU's own limit, or 85 for a CPU."""
     pue: float = Field(1.0, ge=1)
-    """Energy of the whole building, cooling included, over that of its machines (power usage effectiveness)."""
+    """Power usage effectiveness: energy of the whole data centre, cooling included, over that of its machines."""
 
     @field_validator("region")
     @classmethod
@@ -26,7 +26,9 @@ class Carbon(Config):
         from sslkit.plugins import suggest
 
         if intensity_of(region) is None:
-            raise ValueError(f"not known; {suggest(region, list(REGIONS))}, or set carbon.intensity and leave it out")
+            raise ValueError(
+                f"unknown region; {suggest(region, list(REGIONS))}, or set carbon.intensity and leave it out"
+            )
         return region
 
 
@@ -39,19 +41,19 @@ REGIONS = {
     "SGP": 470.783, "SWE": 40.695, "TUR": 464.586, "TWN": 642.378, "USA": 369.473, "ZAF": 707.686,
 }
 # fmt: on
-"""g CO2e a kWh. Countries, by ISO 3166-1 alpha-3: electricity of 2023, Our World in Data, as in global_energy_mix.json
-of codecarbon 3.3. world: IEA 2019, Global Energy & CO2 Status Report. asia-southeast1: Google's Singapore, as Sonawane
-et al. 2021 (section 7) have it from the ML CO2 Impact calculator."""
+"""Carbon intensity in g CO2e per kWh. Countries, by ISO 3166-1 alpha-3: electricity of 2023, Our World in Data, as in
+global_energy_mix.json of codecarbon 3.3. world: IEA 2019, Global Energy & CO2 Status Report. asia-southeast1: Google's
+Singapore region, as Sonawane et al. 2021 (section 7) take it from the ML CO2 Impact calculator."""
 
 
 def intensity_of(region: str) -> float | None:
-    """g CO2e a kWh in a region of `REGIONS`, or in any country that an installed codecarbon knows; else None."""
+    """Return g CO2e per kWh in a region of `REGIONS` or a country known to an installed codecarbon; otherwise None."""
     known = {name.lower(): grams for name, grams in REGIONS.items()}
     return known.get(region.lower()) or _codecarbon_intensities().get(region.upper())
 
 
 def emissions(kwh: float, carbon: Carbon) -> float:
-    """kg CO2e: kWh × PUE × intensity (Lacoste et al. 2019, section 2)."""
+    """Return kg CO2e: kWh × PUE × intensity (Lacoste et al. 2019, section 2)."""
     return kwh * carbon.pue * _intensity(carbon) / 1000
 
 
@@ -59,7 +61,7 @@ def _intensity(carbon: Carbon) -> float:
     if carbon.intensity is not None:
         return carbon.intensity
     grams = intensity_of(carbon.region)
-    assert grams is not None, "Carbon has checked it"
+    assert grams is not None, "Carbon validates the region"
     return grams
 
 
@@ -69,7 +71,7 @@ def electricity_basis(carbon: Carbon) -> str:
 
 
 def _codecarbon_intensities() -> dict[str, float]:
-    """g CO2e a kWh by country, of codecarbon's own data; empty where it is not installed."""
+    """Return g CO2e per kWh by country, from codecarbon's own data; empty if codecarbon is not installed."""
     import json
 
     spec = find_spec("codecarbon")

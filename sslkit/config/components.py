@@ -1,4 +1,4 @@
-"""The settings of a component: its nested `Config`, or for a plain backbone factory the one here."""
+"""Settings of a component: its nested `Config`, or for a plain backbone factory the common one defined here."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,12 +8,13 @@ from sslkit.config.base import Config
 
 
 class BackboneConfig(Config):
-    """What `backbone.<field>=` accepts, unless a backbone brings a `Config` of its own."""
+    """Settings `backbone.<field>=` of a backbone that does not define a `Config` of its own."""
 
     stem: Literal["auto", "imagenet", "small"] = "auto"
-    """small drops the first two halvings, so that small images keep resolution; auto: small up to 64 px."""
+    """First layers: small omits the first two downsamplings, so that small images keep resolution; auto: small up to
+    64 px, else imagenet."""
     pretrained: Path | None = None
-    """Weights to start from: a safetensors file of sslkit, timm or torchvision, minus its classifier."""
+    """Initial weights: a safetensors file of sslkit, timm or torchvision, whose classifier is ignored."""
 
     def check(self) -> Iterable[str]:
         if self.pretrained is not None and not self.pretrained.expanduser().is_file():
@@ -21,5 +22,5 @@ class BackboneConfig(Config):
 
 
 def config_class(component: Any) -> type[Config]:
-    """The settings a component takes: its nested `Config`, or for a plain backbone factory the common one."""
+    """Return the settings class of a component: its nested `Config`, or `BackboneConfig` for a plain factory."""
     return getattr(getattr(component, "func", component), "Config", BackboneConfig)

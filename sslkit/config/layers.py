@@ -1,6 +1,6 @@
-"""Settings before they are valid: dotted keys, read from `key=value` words and mappings, in layers that are merged.
+"""Settings before validation: dotted keys, read from `key=value` words and mappings, in layers that are merged.
 
-Mistakes are collected, so that one message can name them all. Neither torch nor pydantic is imported.
+Mistakes are collected, so that one message can list them all. Neither torch nor pydantic is imported.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from dataclasses import field
 import yaml
 
 SECTIONS = {"method": "methods", "backbone": "backbones", "data": "datasets", "augment": "augmentations"}
-"""Run keys that name a component -> the kind of component; `eval_data` and `evaluators` follow below."""
+"""Run key that names a component -> kind of component; `eval_data` and `evaluators` are handled separately."""
 TEXT = (*SECTIONS, "eval_data", "out")
-"""Run keys whose values are names and paths, even where YAML reads a number in them."""
+"""Run keys whose values are names or paths, even if YAML would parse them as numbers."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place: dotted keys and where they were written."""
+    """Settings of one origin (recipe, command line ...), by dotted key."""
 
     origin: str
     values: dict[str, Any]
@@ -32,7 +32,7 @@ class Layer:
 
 @dataclass
 class Mistakes:
-    """Collects one line for each mistake; `stop()` raises them all at once."""
+    """Collect one line per mistake; `stop()` raises one UserError that lists them all."""
 
     lines: list[str] = field(default_factory=list)
 
@@ -52,9 +52,9 @@ def _bullet(line: str) -> str:
 
 
 def parse_words(words: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
-    """`key=value` words to dotted keys; values are read as YAML, so lists, numbers, true and null work.
+    """Parse `key=value` words into dotted keys; values are YAML, so lists, numbers, true and null work.
 
-    Names and paths stay as they are written: out=1, data=007.
+    Names and paths are kept as written: out=1, data=007.
     """
     tree: dict[str, Any] = {}
     for word in words:
@@ -78,7 +78,7 @@ def _parse_value(key: str, text: str, mistakes: Mistakes) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
-    """Nested settings to dotted keys: `method: byol` becomes `method.name`, each evaluator `evaluators.<name>`."""
+    """Flatten nested settings to dotted keys: `method: byol` becomes `method.name`, evaluators `evaluators.<name>`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         section = str(key)
@@ -92,6 +92,7 @@ def flatten(tree: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
 
 
 def leaves(key: str, value: Any) -> dict[str, Any]:
+    """Flatten a nested mapping under `key`: leaves("a", {"b": 1}) is {"a.b": 1}."""
     if not isinstance(value, Mapping):
         return {key: value}
     return {k: v for name, child in value.items() for k, v in leaves(f"{key}.{name}", child).items()}
@@ -113,7 +114,7 @@ def _flatten_evaluators(value: Any, mistakes: Mistakes) -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to nested mappings: {"jitter.p": 0.5} becomes {"jitter": {"p": 0.5}}."""
+    """Nest dotted keys: {"jitter.p": 0.5} becomes {"jitter": {"p": 0.5}}."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, leaf = key.split(".")
@@ -127,9 +128,10 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Later layers win. Naming another component drops the options meant for the one it replaces.
+    """Merge layers into (values, origins); later layers take precedence.
 
-    The image size stays: a recipe chose it for its method and backbone, whatever the images.
+    A layer that names another component drops the options of the component that it replaces, except the image size:
+    a recipe chooses that for its method and backbone, whatever the data.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -155,5 +157,5 @@ def _without(values: dict[str, Any], prefix: str, keep: str = "") -> dict[str, A
 
 
 def settings_layer(origin: str, settings: dict[str, Any], mistakes: Mistakes) -> Layer:
-    """Keyword settings of the library, nested or dotted, as a layer."""
+    """Return keyword settings of the Python API, nested or dotted, as a layer."""
     return Layer(origin, flatten(settings, mistakes))

@@ -1,7 +1,7 @@
-"""From layers of settings to one validated, frozen RunConfig; every mistake in one message.
+"""Resolve layers of settings to one validated, frozen RunConfig; report all mistakes in one message.
 
-Layers, weakest first: field default, the method's settings, the data set's, recipes, command line.
-Each value remembers which layer it came from.
+Layers, weakest first: field defaults, the method's settings, the data set's, recipes, command line.
+The origin of each value is kept.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """A valid configuration, and where each dotted value came from (`default` where nobody said)."""
+    """A valid configuration, with the origin of each dotted key (`default`, or no entry, for default values)."""
 
     config: RunConfig
     origins: dict[str, str]
@@ -40,35 +40,35 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Draft:
-    """Merged layers as far as they are valid, before the user is told of the mistakes in them."""
+    """Merged layers as far as they are valid, before their mistakes are raised."""
 
     config: RunConfig | None
-    """None where a setting is wrong."""
+    """None if a setting is invalid."""
     sections: dict[str, Choice | None]
-    """The component of each section; None where it is wrong."""
+    """The component of each section; None if it is invalid."""
     evaluators: tuple[Choice, ...]
     values: dict[str, Any]
-    """Dotted keys as they were given."""
+    """Merged values by dotted key, before validation."""
     origins: dict[str, str]
 
     def resolved(self, mistakes: Mistakes) -> Resolved:
-        """The valid configuration. Raises UserError naming every mistake."""
+        """Return the valid configuration. Raises UserError that lists every mistake."""
         mistakes.stop()
         assert self.config is not None
         return Resolved(self.config, self.origins, _all_values(self.config))
 
 
 def resolve(words: Iterable[str] = (), recipe: str | Path | None = None) -> Resolved:
-    """The configuration that `sslkit run [recipe] words...` asks for; `recipe` is a name or a path, as in recipe=.
+    """Return the configuration of `sslkit run [recipe] words...`; `recipe` is a name or a path, as in recipe=.
 
-    Raises UserError naming every mistake. What a run about to start needs besides, `preflight` checks.
+    Raises UserError that lists every mistake. The further checks of a new run are in `sslkit.training.preflight`.
     """
     mistakes = Mistakes()
     return resolve_layers([words_layer(words, recipe, mistakes)], mistakes)
 
 
 def words_layer(words: Iterable[str], recipe: str | Path | None, mistakes: Mistakes) -> Layer:
-    """The command line as a layer; `recipe` stands for the word recipe=."""
+    """Return the command line as a layer; `recipe` is equivalent to the word recipe=."""
     values = parse_words(words, mistakes)
     if recipe is not None:
         if "recipe" in values:
@@ -78,15 +78,15 @@ def words_layer(words: Iterable[str], recipe: str | Path | None, mistakes: Mista
 
 
 def resolve_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
-    """Merge layers, and the recipes they name, over the defaults and validate; UserError names every mistake."""
+    """Merge layers, and the recipes they name, over the defaults, and validate. Raises UserError with every mistake."""
     return draft_layers(layers, mistakes).resolved(mistakes)
 
 
 def draft_layers(layers: list[Layer], mistakes: Mistakes) -> Draft:
-    """Merge layers, and the recipes they name, over the defaults and validate; every mistake is noted."""
-    layers = [part for layer in layers for part in with_recipes(layer, mistakes)]
-    asked = merge([Layer("default", BASE), *layers])[0]
-    values, origins = merge([Layer("default", BASE), *_advice(asked), *layers])
+    """Merge layers, and the recipes they name, over the defaults, and validate; add every mistake to `mistakes`."""
+    layers = [expanded for layer in layers for expanded in with_recipes(layer, mistakes)]
+    requested = merge([Layer("default", BASE), *layers])[0]
+    values, origins = merge([Layer("default", BASE), *_recommended(requested), *layers])
     sections = {s: _choice(s, kind, values, mistakes) for s, kind in SECTIONS.items()}
     if values.get("eval_data.name") is not None:
         sections["eval_data"] = _choice("eval_data", "datasets", values, mistakes)
@@ -96,7 +96,7 @@ def draft_layers(layers: list[Layer], mistakes: Mistakes) -> Draft:
 
 
 def resolve_data(source: str, words: Iterable[str]) -> Choice:
-    """The data set that `data=source` means, with its own settings as words: image_size=96."""
+    """Return the data set of `data=source`; `words` are its settings without the prefix: image_size=96."""
     mistakes = Mistakes()
     values = {"data.name": source} | {f"data.{k}": v for k, v in parse_words(words, mistakes).items()}
     choice = _choice("data", "datasets", values, mistakes)
@@ -107,19 +107,19 @@ def resolve_data(source: str, words: Iterable[str]) -> Choice:
     return choice
 
 
-def _advice(asked: dict[str, Any]) -> list[Layer]:
-    """The settings that the method and the data set recommend."""
-    method, source = _load("method", asked), _load("data", asked)
+def _recommended(requested: dict[str, Any]) -> list[Layer]:
+    """Return the settings that the method and the data set recommend."""
+    method, source = _load("method", requested), _load("data", requested)
     by_method = {"augment.name": "simclr"} if method is None else {"augment.name": method.augment, **method.defaults}
-    by_data = {} if source is None else source.advice(asked["method.name"])
+    by_data = {} if source is None else source.advice(requested["method.name"])
     return [
-        Layer(f"method {asked['method.name']}", by_method),
-        Layer(f"data set {asked['data.name']}", by_data),
+        Layer(f"method {requested['method.name']}", by_method),
+        Layer(f"data set {requested['data.name']}", by_data),
     ]
 
 
 def _load(section: str, values: dict[str, Any]) -> Any:
-    """The component class of a section, or None where its name is wrong (told later, by `_choice`)."""
+    """Return the component class of a section, or None if its name is wrong, which `_choice` reports later."""
     try:
         return _component(section, values.get(f"{section}.name"))[1]
     except UserError:
@@ -127,7 +127,7 @@ def _load(section: str, values: dict[str, Any]) -> Any:
 
 
 def _component(section: str, name: Any) -> tuple[str, Any, dict[str, Any]]:
-    """(registered name, component, options that the name implies): a path picks the data set that claims it."""
+    """Return (registered name, component, implied options); a path selects the data set that claims it."""
     kind = SECTIONS.get(section, "datasets")
     if not isinstance(name, str):
         raise UserError(f"needs a name; there are: {', '.join(plugins.names(kind))}")
@@ -186,7 +186,7 @@ def _run_config(
     owned = tuple(f"{s}." for s in (*SECTIONS, "eval_data", "evaluators"))
     plain = {k: v for k, v in values.items() if not k.startswith(owned)}
     if any(choice is None for choice in sections.values()):
-        # Check the rest against stand-ins, so that its mistakes come in the same message.
+        # Validate the rest with placeholders, so that its mistakes appear in the same message.
         sections = {s: choice or Choice(name="?") for s, choice in sections.items()}
     return _validate(RunConfig, nest(plain) | sections | {"evaluators": evaluators}, "", mistakes)
 
@@ -200,11 +200,11 @@ def _validate(cls: type[C], options: dict[str, Any], section: str, mistakes: Mis
     except ValidationError as error:
         for line in error.errors():
             where = [str(part) for part in line["loc"] if not str(part).startswith("function-")]
-            mistakes.add(".".join(filter(None, [section, *where])), _in_words(line, cls, section))
+            mistakes.add(".".join(filter(None, [section, *where])), _explanation(line, cls, section))
         return None
 
 
-def _in_words(line: Any, cls: type[Config], section: str) -> str:
+def _explanation(line: Any, cls: type[Config], section: str) -> str:
     if line["type"] == "extra_forbidden":
         return f"unknown; {_suggest_key(cls, [str(p) for p in line['loc']], section)}"
     message = line["msg"].removeprefix("Value error, ")

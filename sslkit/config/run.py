@@ -1,4 +1,4 @@
-"""The settings of a run, and of its optimizer."""
+"""Settings of a run and of its optimizer."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,107 +11,111 @@ from sslkit.config.carbon import Carbon
 
 
 class Optimizer(Config):
-    """Optimizer and schedule, stepped once an optimizer step."""
+    """Optimizer, and schedules that are updated once per optimizer step."""
 
     name: str = "adamw"
     """sgd, adam, adamw, lars, or timm:NAME for any other optimizer of timm."""
     lr: float = Field(1e-3, gt=0)
-    """Learning rate before scaling."""
+    """Base learning rate, before scaling."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     """linear: lr × batch/256 (Goyal et al. 2017); sqrt: lr × √batch (SimCLR, B.1)."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Decay of the weights; biases and normalisation parameters are exempt."""
+    """Weight decay; biases and normalisation parameters are exempt."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of SGD and LARS."""
+    """Momentum coefficient of SGD and LARS."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's two decay rates."""
+    """Decay rates of Adam's first and second moments."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape after the warm-up; cosine ends at zero."""
+    """Learning-rate schedule after the warm-up; cosine ends at zero."""
     warmup_epochs: float = Field(10, ge=0)
-    """Linear warm-up, in epochs, but at most a tenth of the run."""
+    """Epochs of linear warm-up, but at most a tenth of the run."""
     exempt_lr: float | None = Field(None, gt=0)
-    """Learning rate of biases and normalisation parameters, scaled as lr is; null: lr."""
+    """Learning rate of biases and normalisation parameters, scaled like lr; null: lr."""
     weight_decay_end: float | None = Field(None, ge=0)
-    """Weight decay at the end of the run, reached along a cosine; null: constant."""
+    """Weight decay at the end of the run, reached along a cosine schedule; null: constant."""
     clip_grad: float | None = Field(None, gt=0)
-    """Largest norm of the whole gradient; null clips nothing."""
+    """Maximum norm to which the gradient of all parameters together is clipped; null: no clipping."""
 
 
 class RunConfig(Config):
-    """Everything that decides a run. Dotted keys (`method.temperature`) belong to the named component."""
+    """All settings of a run. Dotted keys (`method.temperature`) are settings of the named component."""
 
     method: Choice
     """Self-supervised method: `sslkit list methods`."""
     backbone: Choice
     """Network to pre-train: a name of `sslkit list backbones`, timm:NAME or torchvision:NAME."""
     data: Choice
-    """What to pre-train on: a folder, a .beton file, or a name of `sslkit list datasets`."""
+    """Images to pre-train on: a folder, a .beton file, or a name of `sslkit list datasets`."""
     augment: Choice
-    """View recipe: `sslkit list augmentations`; each method has its own default."""
+    """Augmentation that makes the views: `sslkit list augmentations`; each method has its own default."""
     evaluators: tuple[Choice, ...]
-    """What to measure: `sslkit list evaluators`; an empty list measures nothing."""
+    """Evaluators to run: `sslkit list evaluators`; an empty list runs none."""
     eval_data: Choice | None = None
-    """What to evaluate on, in the forms of `data`; null: the labelled part of `data`."""
+    """Images to evaluate on, specified like `data`; null: the labelled part of `data`."""
     optimizer: Optimizer = Optimizer()
     """Optimizer and learning-rate schedule."""
     trackers: tuple[str, ...] = ()
-    """Where else the metrics go: `sslkit list trackers`."""
+    """Further destinations of the metrics: `sslkit list trackers`."""
     carbon: Carbon = Carbon()
-    """What energy and CO2e are worked out with."""
+    """Settings for computing energy and CO2e."""
     epochs: int = Field(100, ge=1)
     """Passes over the pre-training images."""
     batch_size: int = Field(256, ge=2)
-    """Images that a loss sees at once, on all processes together."""
+    """Images per loss, on all processes together."""
     micro_batch: int | None = Field(None, ge=2)
-    """Images a forward pass of one process: batches larger than memory, with the gradient of the whole; null: all."""
+    """Images per forward pass of one process, for batches larger than memory; the gradient is that of the whole
+    batch; null: no micro-batches."""
     accumulate: int = Field(1, ge=1)
-    """Batches an optimizer step; losses see one batch at a time."""
+    """Batches per optimizer step, whose gradients are averaged; each loss sees one batch."""
     devices: int = Field(1, ge=1)
-    """Processes that train together, each on a GPU of its own, or on a share of the CPU's cores."""
+    """Number of processes that train together, each on its own GPU or on an equal share of the CPU's cores."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast precision; auto: fp32 or bf16, whichever `tune` finds faster, untuned bf16 on GPUs that have it."""
+    """Autocast precision; auto: the faster of fp32 and bf16 according to `tune`; without tuning, bf16 on GPUs that
+    support it, else fp32."""
     depthwise_fp32: bool | Literal["auto"] = "auto"
-    """Keep depthwise convolutions in fp32 at a lower precision; auto: as `tune` finds faster, untuned off."""
+    """Keep depthwise convolutions in fp32 under autocast; auto: whichever `tune` finds faster; without tuning, off."""
     channels_last: bool | Literal["auto"] = "auto"
-    """Memory format of the network; auto: as `tune` finds faster, untuned on."""
+    """Use the channels_last memory format; auto: whichever `tune` finds faster; without tuning, on."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the backbone, for a minute or so; auto: where `tune` finds that the run is long enough to gain by it;
-    false: a GPU's views neither."""
+    """Compile the backbone, which takes about a minute; auto: if `tune` finds that the run is long enough to benefit;
+    false: do not compile a GPU's augmentation either."""
     tune: Literal["auto", "off", "always"] = "auto"
-    """auto: time a few steps of every combination that the four settings above leave open, and take the fastest; only
-    where the run has enough steps to gain by it, unless always."""
+    """auto: time a few steps of every execution that the four settings above leave open, and choose the fastest, if the
+    run has enough steps to benefit; always: do so for short runs too."""
     kernels: Literal["auto", "plain"] = "auto"
-    """What makes views; auto: compiled kernels, equal to 1e-4; plain: torch operations alone, the reference."""
+    """Implementation of the augmentation; auto: compiled kernels, equal to the reference up to 1e-4; plain: the
+    reference in torch operations."""
     deterministic: bool = False
-    """Only deterministic kernels on CUDA, where some are slower; the CPU's always are."""
+    """Use only deterministic CUDA kernels, some of which are slower; CPU kernels are always deterministic."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """auto, cpu, mps, cuda or cuda:N; auto takes the first GPU."""
+    """auto, cpu, mps, cuda or cuda:N; auto: the first GPU, if there is one."""
     loader: Literal["auto", "resident", "ffcv", "torch"] = "auto"
-    """resident keeps the decoded images on the device; auto does so when they fit in a quarter of its free memory."""
+    """resident: decoded images stay on the device; ffcv, torch: images are decoded for each batch; auto: resident if
+    the images fit in a quarter of the device's free memory, else ffcv if installed, else torch."""
     workers: Annotated[int, Field(ge=1)] | Literal[-1, "auto"] = "auto"
-    """Threads that decode; auto: as few as keep up with the steps, by measuring; -1: as many as there are cores."""
+    """Number of decoding threads; auto: the smallest number that keeps up with training, as measured; -1: all cores."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of weights, order and augmentation."""
+    """Seed of weights, data order and augmentation."""
     out: Path | None = None
-    """Run directory; null: runs/METHOD-BACKBONE-DATA, numbered where that is taken."""
+    """Run directory; null: runs/METHOD-BACKBONE-DATA, with a number appended if that exists."""
     log_every: int = Field(50, ge=1)
-    """Steps between two lines of metrics; the end of an epoch always has one."""
+    """Steps between two records of metrics; the end of an epoch always has one."""
     eval_every: int = Field(10, ge=0)
     """Epochs between two evaluations; 0: only the first and the last."""
     checkpoint_every: int = Field(10, ge=0)
-    """Epochs between two checkpoints that are kept; 0: only the last."""
+    """Epochs between two kept checkpoints; 0: only the last is kept."""
     report: bool = True
-    """Write report.html at the end: `sslkit report RUN` does so later."""
+    """Write report.html at the end of the run; `sslkit report RUN` writes it later."""
 
     @field_validator("tune", mode="before")
     @classmethod
-    def _word_for_switch(cls, tune: Any) -> Any:
-        """YAML reads off as false."""
+    def _undo_yaml_boolean(cls, tune: Any) -> Any:
+        """Undo YAML 1.1's reading of `off` as false."""
         return {False: "off", True: "auto"}.get(tune, tune) if isinstance(tune, bool) else tune
 
     @field_validator("trackers", mode="before")
     @classmethod
-    def _several(cls, trackers: Any) -> Any:
+    def _as_tuple(cls, trackers: Any) -> Any:
         return (trackers,) if isinstance(trackers, str) else trackers
 
     @field_serializer("method", "backbone", "data", "augment", "eval_data")

@@ -1,8 +1,9 @@
-"""Evaluation: measure a backbone's features, most often by labels that it never saw.
+"""Evaluation of a backbone's features, in most cases with labels that were not used in pre-training.
 
 `evaluate.py` runs evaluators on a `Subject` (`subject.py`): a backbone and labelled images, whose features
-`extraction.py` makes once for all and `cache.py` keeps on disk. `evaluator.py` holds the contract of an evaluator,
-`evaluators/` the built-in ones, a file each. `targets.py` opens a run, a weights file or a plain backbone.
+`extraction.py` computes once for all evaluators and `cache.py` stores on disk. `evaluator.py` defines the contract of
+an evaluator, `evaluators/` contains the built-in ones, one per file. `targets.py` opens a run, a weights file or a
+plain backbone.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,26 +1,26 @@
-"""Pictures, files and sentences that evaluators add to their results."""
+"""Pictures, other files and notes that evaluators attach to their results."""
 
 from pathlib import Path
 
 
 class Attachments:
-    """Files and notes of one evaluator after the other."""
+    """Files and notes of the current evaluator."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder`: the run, or another folder for files; None keeps none."""
+        """folder: the run directory, or another folder for files; None: no files are kept."""
         self.files: list[dict[str, str]] = []
         """Files attached since `begin`: {"path": relative to the folder, "alt": text alternative}."""
         self.notes: list[str] = []
-        """Sentences since `begin`."""
+        """Notes since `begin`, one sentence each."""
         self._folder = folder
         self._evaluator = ""
 
     def begin(self, evaluator: str) -> None:
-        """From now on files and notes belong to the evaluator of that name."""
+        """Start collecting files and notes for the evaluator of that name."""
         self._evaluator, self.files, self.notes = evaluator, [], []
 
     def attach(self, name: str, alt: str) -> Path | None:
-        """Return where to write the file `name` of this evaluation; None if files are not kept: then draw nothing.
+        """Return the path to which the evaluator is to write the file `name`; None if files are not kept.
 
         alt: text alternative, for readers who cannot see the picture.
         """
@@ -32,5 +32,5 @@ class Attachments:
         return path
 
     def note(self, text: str) -> None:
-        """Add one sentence to the result: "cat taken for dog: 31 of 300"."""
+        """Add a one-sentence note to the result: "cat taken for dog: 31 of 300"."""
         self.notes.append(text)

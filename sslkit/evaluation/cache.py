@@ -1,4 +1,4 @@
-"""Extracted features on disk, so that the next evaluation of the same weights on the same images need not wait."""
+"""Cache of extracted features on disk, for repeated evaluations of the same weights on the same images."""
 
 import hashlib
 from contextlib import suppress
@@ -18,28 +18,31 @@ if TYPE_CHECKING:
     from sslkit.data import Store
 
 FORMAT = 2
-"""Raised when the same weights and images begin to give other features, so that old files are not taken for new."""
+"""Version of the cache; increased when extraction changes, so that old files are not used any more."""
 ROOM = 4 * 2**30
-"""Bytes that are kept; beyond them the files that were not used for longest go."""
+"""Maximum size of the cache in bytes; the least recently used files beyond it are deleted."""
 
 
 class FeatureCache:
-    """Features of one network under given conditions; a file a set of images, named after all that decides it."""
+    """Cached features of one network under given conditions: one file per set of images, named by a hash of its key."""
 
     def __init__(self, folder: Path, weights: str, conditions: list[Any]) -> None:
-        """weights: of `weights_digest`; conditions: what else decides the features (layer, size, ...), as JSON."""
+        """
+        weights: result of `weights_digest`.
+        conditions: everything else that determines the features (layer, image size, ...), JSON-serialisable.
+        """
         self.folder = folder
         self.key = [FORMAT, weights, conditions]
 
     def path(self, store: "Store") -> Path:
-        """The file for these images: another one where the file they are in, or the choice of rows, changes."""
+        """Return the cache file for these images; it changes with the file that contains them and the selected rows."""
         stat = store.path.stat()
         rows = hashlib.blake2b(np.ascontiguousarray(store.rows).data, digest_size=10).hexdigest()
         images = [str(store.path.resolve()), stat.st_size, stat.st_mtime_ns, rows]
         return self.folder / f"{digest(*self.key, images)}.safetensors"
 
     def read(self, store: "Store", device: torch.device) -> Tensor | None:
-        """Features [N, width], or None where there are none, or none that can be read."""
+        """Return features [N, width], or None if they are missing or cannot be read."""
         path = self.path(store)
         try:
             x = load_file(path, device=str(device))["features"]
@@ -49,10 +52,10 @@ class FeatureCache:
         return x
 
     def write(self, store: "Store", x: Tensor) -> None:
-        """Keep them, unless they alone would fill the cache."""
+        """Store features, unless they are larger than the whole cache."""
         if x.nbytes > ROOM:
             return
-        # A full disk, or another process that makes room too, must not cost the figures.
+        # A full disk, or another process that deletes files too, must not make the evaluation fail.
         with suppress(OSError, SafetensorError):
             with replacing(self.path(store)) as temporary:
                 save_file({"features": x.cpu().contiguous()}, temporary)
@@ -68,7 +71,7 @@ class FeatureCache:
 
 
 def weights_digest(net: nn.Module) -> str:
-    """A short name for a network's structure and all its weights and buffers."""
+    """Return a hash of a network's structure and all its weights and buffers."""
     state = hashlib.blake2b(repr(net).encode(), digest_size=16)
     for name, value in net.state_dict().items():
         state.update(f"{name} {value.dtype} {list(value.shape)}".encode())

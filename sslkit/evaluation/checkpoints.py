@@ -1,4 +1,4 @@
-"""Every kept checkpoint of a run evaluated: accuracy over epochs (Sonawane et al. 2021, Figures 1 and 2)."""
+"""Evaluate every kept checkpoint of a run: accuracy over epochs (Sonawane et al. 2021, Figures 1 and 2)."""
 
 import re
 from collections.abc import Iterable
@@ -20,58 +20,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochCurve:
-    """One accuracy of one evaluator, epoch after epoch."""
+    """One accuracy of one evaluator over epochs."""
 
     evaluator: str
     figure: str
-    """Its name: top1."""
+    """Name of the accuracy in the records, such as top1."""
     records: list[dict[str, Any]]
-    """Those that have it, by epoch."""
+    """Records that contain it, in order of epochs."""
 
     @property
     def last(self) -> dict[str, Any]:
-        """The record of the last epoch: the clean figure."""
+        """The record of the last epoch, which is not selected on test labels."""
         return self.records[-1]
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the highest accuracy, the earliest of equals. Test labels chose it: quote it as such."""
+        """The record of the highest accuracy, the earliest of equals; selected on test labels: report it as such."""
         return max(self.records, key=lambda record: record[self.figure])
 
 
 def evaluate_checkpoints(target: str | Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:
-    """`sslkit evaluate RUN --all-checkpoints`: the records of all kept epochs, by epoch, measured where there are none.
+    """Return the records of all kept epochs of a run, in order of epochs, and measure missing ones.
 
-    New ones join evaluations.jsonl at once, so that a second call goes on where the first was stopped. Draws
-    RUN/figures/checkpoints.png. Raises UserError for what is no run.
+    Implements `sslkit evaluate RUN --all-checkpoints`. New records are appended to evaluations.jsonl one by one, so
+    that a second call continues where the first one was stopped. Draws RUN/figures/checkpoints.png. Raises UserError
+    if the target is not a run.
     """
     opened = open_target(target, words, display)
     if opened.run is None:
-        raise UserError(f"{target} is no run; only a run has checkpoints")
+        raise UserError(f"{target} is not a run; only runs have checkpoints")
     kept = epoch_checkpoints(opened.run)
     if not kept:
-        raise UserError(f"{target} has no checkpoint of a whole epoch; runs keep one every checkpoint_every epochs")
+        raise UserError(
+            f"{target} has no checkpoint at the end of an epoch; runs keep one every checkpoint_every epochs"
+        )
     for epoch, path in kept.items():
         _measure_missing(opened, opened.run, epoch, path, display)
-    records = [r for epoch in [0, *kept] for r in _known(opened, opened.run, epoch)]
+    records = [r for epoch in [0, *kept] for r in _existing(opened, opened.run, epoch)]
     draw(records, opened.run.path / "figures" / "checkpoints.png")
     return records
 
 
 def epoch_checkpoints(run: Run) -> dict[int, Path]:
-    """Epoch -> folder of each kept checkpoint that was made at an epoch's end, in order."""
+    """Return epoch -> folder of each kept checkpoint at the end of an epoch, in order."""
     matches = [(re.fullmatch(r"epoch-(\d+)", path.name), path) for path in run.checkpoints]
     return {int(match[1]): path for match, path in matches if match}
 
 
 def epoch_curves(records: list[dict[str, Any]]) -> list[EpochCurve]:
-    """Every top-1 accuracy among the records (top1, semi_1_top1, ...), over the epochs."""
+    """Return the curve over epochs of every top-1 accuracy in the records (top1, semi_1_top1, ...)."""
     names = dict.fromkeys((r["evaluator"], k) for r in records for k in r if is_accuracy(k) and k.endswith("top1"))
     return [EpochCurve(e, k, [r for r in records if r["evaluator"] == e and k in r]) for e, k in names]
 
 
 def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: "Display") -> None:
-    known = {r["evaluator"] for r in _known(opened, run, epoch)}
+    known = {r["evaluator"] for r in _existing(opened, run, epoch)}
     todo = [choice for choice in opened.config.evaluators if choice.name not in known]
     if not todo:
         return
@@ -84,8 +87,8 @@ def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: 
         display.evaluation(record)
 
 
-def _known(opened: Target, run: Run, epoch: int) -> list[dict[str, Any]]:
-    """The newest record of each evaluator at that epoch, where settings, images and seed were the same."""
+def _existing(opened: Target, run: Run, epoch: int) -> list[dict[str, Any]]:
+    """Return the newest record of each evaluator at that epoch with the same settings, images and seed."""
     wanted = {choice.name: _identity(choice, opened) for choice in opened.config.evaluators}
     found = {}
     for record in run.evaluations:
@@ -102,7 +105,7 @@ def _identity(choice: Choice, opened: Target) -> dict[str, Any]:
 
 
 def _load(opened: Target, path: Path) -> int:
-    """Fill the backbone from a checkpoint; the step that it was made after."""
+    """Load the backbone's weights from a checkpoint; return the checkpoint's step."""
     from sslkit.methods.build import build_method
     from sslkit.runs.checkpoint import load_checkpoint
 
@@ -118,7 +121,7 @@ def _load(opened: Target, path: Path) -> int:
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """The accuracies over epochs with their 95 % intervals, as a PNG; without an accuracy nothing."""
+    """Plot the accuracies over epochs with their 95 % intervals to a PNG file; do nothing if there is none."""
     lines = epoch_curves(records)
     if not lines:
         return

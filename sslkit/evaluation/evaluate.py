@@ -1,4 +1,4 @@
-"""Run evaluators on a backbone, and what their records log."""
+"""Run evaluators on a backbone and return their records."""
 
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -31,13 +31,13 @@ def evaluate(
     seed: int,
     **about: Any,
 ) -> Iterator[dict[str, Any]]:
-    """One record an evaluator, as evaluations.jsonl keeps it. Features are extracted once and shared.
+    """Yield one record per evaluator, as stored in evaluations.jsonl. Features are extracted once and shared.
 
-    Products in float32 are exact, whatever the process allows besides.
+    TF32 is disabled, whatever the process allows. If there are no labelled images, evaluators that need no labels run
+    on the images of pre-training.
 
-    `about`: what `Subject` may be told besides: initial, head, folder, cache.
-    Where there are no labels, evaluators that need none judge before the images of pre-training. Raises UserError,
-    before anything is measured, where another is asked for.
+    about: further arguments of `Subject`: initial, head, folder, cache.
+    Raises UserError, before anything is measured, if there are no labels and an evaluator needs them.
     """
     evaluators = list(evaluators)
     if impossible := [e.name for e in evaluators if e not in possible(evaluators, stores)]:
@@ -54,15 +54,15 @@ def evaluate(
         **about,
     )
     for choice in evaluators:
-        # A run allows TF32, and its figures must be those that anyone finds for the same weights. Not around `yield`:
-        # what is done with a record is none of this.
+        # Runs allow TF32, but evaluations must be reproducible elsewhere. The context excludes `yield`, because it must
+        # not affect the caller.
         with exact_products():
             record = _measure(subject, choice, stores)
         yield record
 
 
 def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:
-    """All of them; where there are no labelled images, those that need none."""
+    """Return the evaluators that can run: all of them, or those that need no labels if there are no labelled images."""
     if stores.train is not None and stores.test is not None:
         return list(evaluators)
     return [e for e in evaluators if not plugins.find("evaluators", e.name).needs_labels]
@@ -90,7 +90,7 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
 
 
 def _with_intervals(metrics: dict[str, float], n: int) -> dict[str, float]:
-    """Accuracies with the ends of their intervals, unless the evaluator, measuring other images, gave its own."""
+    """Add the bounds of 95 % intervals to accuracies, unless the evaluator, on other images, returned its own."""
     found: dict[str, float] = {}
     for name, value in metrics.items():
         found[name] = value
@@ -100,20 +100,20 @@ def _with_intervals(metrics: dict[str, float], n: int) -> dict[str, float]:
 
 
 def projection_head(method: nn.Module) -> nn.Module | None:
-    """A copy of a method's head, [N, width] -> [N, d], in eval mode; None where it has none of that form."""
+    """Return a copy of a method's projection head, [N, width] -> [N, d], in eval mode; None if it has none."""
     name = head_name(method)
     return deepcopy(getattr(method, name)).eval() if name else None
 
 
 def head_name(method: nn.Module) -> str | None:
-    """Which part of a method is its projection head: `projector`, or `head` where that takes features."""
+    """Return the attribute name of a method's projection head: `projector`, or `head` if that takes features."""
     width = width_of(method.get_submodule("backbone"))
     return next((n for n in ("projector", "head") if _takes(getattr(method, n, None), width)), None)
 
 
 @torch.no_grad()
 def _takes(head: Any, width: int) -> bool:
-    """A copy is tried, for batch norm would note what it sees."""
+    """Return True if `head` maps features [N, width] to [N, d]; a copy is tried, so that `head` is left unchanged."""
     if not isinstance(head, nn.Module):
         return False
     weight = next(head.parameters(), torch.empty(0))
@@ -125,7 +125,7 @@ def _takes(head: Any, width: int) -> bool:
 
 
 def untrained(config: RunConfig, image_size: int) -> nn.Module:
-    """The run's backbone with random weights, drawn from torch's global generator."""
+    """Return the run's backbone with random weights, drawn from torch's global generator."""
     from sslkit.backbones import create_backbone
 
     choice = plugins.find("methods", config.method.name).trained_backbone(config.backbone)

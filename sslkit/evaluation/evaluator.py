@@ -13,38 +13,39 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Base of every evaluator."""
+    """Base class of evaluators."""
 
     class Config(Config):
-        """What `evaluators.<name>.<field>=` accepts."""
+        """Settings `evaluators.<name>.<field>=`."""
 
     needs_labels: ClassVar[bool] = True
-    """Whether it judges by the labels of the subject's images; without, it also runs on unlabelled ones."""
+    """True if the evaluator uses the labels of the subject's images; otherwise it also runs on unlabelled images."""
     varies: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of figures that are not the same each time, such as seconds."""
+    """Prefixes of the names of results that are not reproducible, such as seconds."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     @property
     def protocol(self) -> str:
-        """How the figures come about, in words, for evaluations.jsonl."""
+        """Description of how the results are obtained, for evaluations.jsonl."""
         raise NotImplementedError(f"{type(self).__name__} states no protocol")
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        """The figures by name: {"top1": fraction, "top5": fraction}, or whatever it measures."""
+        """Measure the subject and return results by name, such as {"top1": fraction, "top5": fraction}."""
         raise NotImplementedError(f"{type(self).__name__} measures nothing")
 
 
 def features_at(subject: Subject, layer: str | None) -> Features:
-    """The subject's features, or those of an earlier layer: what an evaluator with a setting `layer` judges."""
+    """Return the subject's features, or those of an earlier layer, for evaluators with a setting `layer`."""
     return subject.features if layer is None else subject.features_of(layer)
 
 
 def accuracy(ranking: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """top1 and top5 as fractions, of predictions [M, up to 5] (class numbers, best first, -1 for none).
+    """Top-1 and top-5 accuracy as fractions: {"top1": ..., "top5": ...}.
 
-    With five classes or fewer the best five are all there are, and top5 is 1.
+    ranking: predicted class numbers [M, up to 5], best first, -1 for none. labels: [M].
+    With five classes or fewer, top5 is 1.
     """
     hits = ranking == labels[:, None]
     top5 = hits.any(1).double().mean().item() if classes > 5 else 1.0

@@ -1,4 +1,4 @@
-"""Extract features: one plain view of every labelled image through a frozen network, once, kept on disk if asked."""
+"""Extract features of labelled images with a frozen network, without augmentation, optionally cached on disk."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sslkit.data import Store
 
 LAYER_WIDTH = 9000
-"""About how many numbers of an earlier layer's map are kept (Goyal et al. 2019, section 4.2)."""
+"""Approximate width of the pooled features of an earlier layer (Goyal et al. 2019, section 4.2)."""
 
 Network = Callable[[Tensor], Tensor]
 """Float views [B, 3, S, S] -> features [B, width]."""
@@ -39,30 +39,30 @@ class Features:
     test_x: Tensor
     """float32 [M, width]."""
     test_y: Tensor
-    """int64 [M]: for the score alone, never to choose anything."""
+    """int64 [M]; only for the final score, never for selecting anything."""
     classes: int
     """Number of classes."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become the views that a network sees in evaluation, and where it computes."""
+    """Conversion of images to the views of evaluation, and the device and precision of forward passes."""
 
     image_size: int
     """Height and width of a view, in pixels."""
     mean: Triple
-    """Mean of red, green and blue of images in 0..1, subtracted from the views."""
+    """Mean of the RGB channels of images in [0, 1], which is subtracted."""
     std: Triple
-    """Standard deviation of the same, by which the views are divided."""
+    """Standard deviation of the RGB channels of images in [0, 1], by which the views are divided."""
     device: torch.device
     precision: str = "fp32"
     """fp32, bf16 or fp16 (autocast)."""
     batch_size: int = 256
-    """Images a forward pass."""
+    """Images per forward pass."""
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The autocast type, or None for plain float32."""
+        """The autocast dtype, or None for float32."""
         return PRECISIONS[self.precision]
 
     @cached_property
@@ -71,7 +71,7 @@ class Preprocessing:
         return mean, std
 
     def views(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> one plain view of each, resized and normalised: float [B, 3, S, S], channels_last."""
+        """Resize and normalise images: uint8 [B, 3, H, W] -> float [B, 3, S, S], channels_last."""
         views = images.float()
         if views.shape[-1] != self.image_size:
             views = F.interpolate(views, (self.image_size, self.image_size), mode="bilinear", antialias=True)
@@ -79,7 +79,7 @@ class Preprocessing:
         return ((views / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def identity(self) -> list[Any]:
-        """All that decides the features besides weights and images, as JSON-able values."""
+        """Return everything that determines the features besides weights and images, JSON-serialisable."""
         scale = [channel.flatten().tolist() for channel in self._channels]
         return [self.image_size, *scale, str(self.autocast), self.device.type]
 
@@ -87,9 +87,9 @@ class Preprocessing:
 def labelled_outputs(
     store: "Store", network: Network, preprocessing: Preprocessing, cache: FeatureCache | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of `network` for the labelled images of a store, float32 [N, width], and their classes, int64 [N].
+    """Return the outputs of `network`, float32 [N, width], for the labelled images of a store, and their classes [N].
 
-    In the store's order. Raises UserError if there are no labels, or if outputs are not finite.
+    Classes are int64; the order is the store's. Raises UserError if there are no labels, or if outputs are not finite.
     """
     labelled = _labelled(store)
     labels = torch.from_numpy(labelled.labels).long().to(preprocessing.device)
@@ -112,10 +112,10 @@ def _extract(store: "Store", network: Network, preprocessing: Preprocessing) -> 
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             out = network(preprocessing.views(batch.images))
         if not len(x):
-            # Filled in place: a million features and a second copy of them need not fit together.
+            # Allocated once and filled in place, because concatenating batches would need twice the memory.
             x = torch.empty(len(store), out.shape[1], device=device)
         x[batch.indices] = out = out.float()
-        # Of all at once it would take as much memory again as the features.
+        # Checked per batch, because a check of all features would need as much memory again.
         finite &= out.isfinite().all()
     if not finite:
         raise UserError("the backbone's features are not finite: its weights are damaged, or training diverged")
@@ -131,7 +131,7 @@ def _labelled(store: "Store") -> Any:
 
 @contextmanager
 def feature_network(backbone: nn.Module, layer: str | None) -> Iterator[Network]:
-    """The network that makes features [N, width] of views: the backbone, or one of its layers, pooled."""
+    """Yield a function from views to features [N, width]: the backbone, or one of its layers, pooled."""
     if layer is None:
         yield backbone
         return
@@ -147,6 +147,6 @@ def feature_network(backbone: nn.Module, layer: str | None) -> Iterator[Network]
 
 
 def _pooled(maps: Tensor) -> Tensor:
-    """Maps [N, C, h, w] averaged over a grid, as fine as they are at most: [N, about 9000]."""
+    """Average feature maps [N, C, h, w] over a grid, no finer than the maps: [N, about 9000]."""
     side = min(max(1, round(sqrt(LAYER_WIDTH / maps.shape[1]))), maps.shape[2])
     return F.adaptive_avg_pool2d(maps.float(), side).flatten(1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Subject(Attachments):
     """A frozen backbone and labelled images, whose features are extracted once for all evaluators.
 
-    Pictures and notes that evaluators leave in it become part of their record.
+    Files and notes that an evaluator attaches become part of its record.
     """
 
     def __init__(
@@ -39,8 +39,9 @@ class Subject(Attachments):
         cache: Path | None = None,
     ) -> None:
         """
-        initial: builds the backbone anew, with random weights. head: gives the method's projection head.
-        folder: where pictures go; None draws none. cache: where features are kept; None keeps none.
+        train, test: stores of labelled images.
+        initial: builds the backbone with random weights. head: returns the method's projection head.
+        folder: for pictures and files; None: none are written. cache: folder of cached features; None: no cache.
         """
         super().__init__(folder)
         self.backbone = backbone
@@ -62,14 +63,14 @@ class Subject(Attachments):
 
     @property
     def features(self) -> Features:
-        """Features in eval mode of one plain view an image; images without a label are left out.
+        """Features of all labelled images, without augmentation, in eval mode.
 
         Raises UserError if a split has no labels, or if features are not finite.
         """
         return self.features_of(None)
 
     def features_of(self, layer: str | None) -> Features:
-        """Features of the backbone's layer of that name, its map averaged over a grid so that about 9000 remain.
+        """Return the features of the backbone's layer of that name, averaged over a grid to a width of about 9000.
 
         None is the backbone itself. Raises UserError if there is no such layer.
         """
@@ -80,26 +81,27 @@ class Subject(Attachments):
         return self._features[layer]
 
     def features_by(self, network: Network) -> Features:
-        """Outputs of any function of views for the same images: float views [B, 3, S, S] -> [B, width]."""
+        """Return the outputs of any function of views, float [B, 3, S, S] -> [B, width], for the labelled images."""
         return self._both_splits(network)
 
     def views(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> one plain view of each, resized and normalised: float [B, 3, S, S], channels_last."""
+        """Resize and normalise images: uint8 [B, 3, H, W] -> float [B, 3, S, S], channels_last."""
         return self.preprocessing.views(images)
 
     def outputs(self, store: "Store", network: Network) -> tuple[Tensor, Tensor]:
-        """Outputs of a function of views for a store's labelled images, float32 [N, width], and their classes [N]."""
+        """Return a function's outputs for the views of a store's labelled images, float32 [N, width], and classes [N]."""
         return labelled_outputs(store, network, self.preprocessing)
 
     def fresh(self, initial: bool = False) -> nn.Module:
-        """A copy of the backbone to train, in training mode; with `initial` its random weights depend on the seed.
+        """Return a trainable copy of the backbone in training mode.
 
-        Raises UserError if `initial` is asked for and how the backbone is built is not known.
+        initial: with random weights, which depend on the seed only. Raises UserError if `initial` is True and there is
+        no function to build the backbone.
         """
         if not initial:
             return deepcopy(self.backbone).requires_grad_().train()
         if self._initial is None:
-            raise UserError("how this backbone was built is not known here, so it cannot be trained from scratch")
+            raise UserError("it is not known how this backbone was built, so it cannot be trained from scratch")
         with own_random(self.seed):
             return self._initial().to(self.device).train()
 

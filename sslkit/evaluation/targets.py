@@ -1,4 +1,4 @@
-"""What `sslkit evaluate` is given, made ready: a run, a weights file, or a plain backbone's name."""
+"""Open the target of `sslkit evaluate`: a run, a weights file, or the name of a backbone."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Target:
-    """A network, and the images and settings to measure it with."""
+    """A network with the images and settings for its evaluation."""
 
     backbone: nn.Module
     config: RunConfig
@@ -36,12 +36,12 @@ class Target:
     """Height and width of the images that the network was built for, in pixels."""
     device: torch.device
     run: Run | None
-    """The run that it is; None for a file or a backbone's name."""
+    """The run, or None if the target is a file or the name of a backbone."""
     folder: Path | None
-    """Where pictures and records go: the run, or what `out` names."""
+    """Folder for pictures and records: the run directory, or the setting `out`."""
 
     def records(self, evaluators: Iterable[Choice], **about: Any) -> Iterator[dict[str, Any]]:
-        """One record an evaluator; `about` goes to `Subject` in place of what is known here."""
+        """Yield one record per evaluator; `about` overrides arguments of `Subject`."""
         known: dict[str, Any] = {
             "initial": lambda: untrained(self.config, self.image_size),
             "head": self.saved_head,
@@ -51,7 +51,7 @@ class Target:
         yield from evaluate(self.backbone, evaluators, self.stores, self.device, self.config.seed, **known | about)
 
     def saved_head(self, checkpoint: Path | None = None) -> nn.Module | None:
-        """The method's projection head in a checkpoint, by default the newest; None where there is none."""
+        """Return the method's projection head from a checkpoint, by default the newest; None if there is none."""
         from safetensors.torch import load_file
 
         from sslkit.methods.build import build_method
@@ -70,10 +70,10 @@ class Target:
 
 
 def evaluate_saved(target: str | Path, words: Iterable[str], display: "Display") -> list[dict[str, Any]]:
-    """`sslkit evaluate RUN|FILE|NAME key=value...`: the records.
+    """Evaluate a target as `sslkit evaluate RUN|FILE|NAME key=value...` does, and return the records.
 
-    A run keeps them in its evaluations.jsonl, and pictures in its figures; a file or a name keeps both in `out`,
-    where that is given. NAME is a plain backbone, with random weights unless `backbone.pretrained` names others.
+    Records are appended to the evaluations.jsonl of a run, and pictures written to its figures; for a file or a name,
+    to those of `out`, if given. NAME is a plain backbone, with random weights unless `backbone.pretrained` is set.
     """
     opened = open_target(target, words, display)
     when = moment(opened.run) if opened.run else {}
@@ -89,7 +89,7 @@ def evaluate_saved(target: str | Path, words: Iterable[str], display: "Display")
 
 
 def moment(run: Run) -> dict[str, Any]:
-    """Epoch and step that the run's backbone file is of."""
+    """Return the epoch and step of the run's backbone file, as entries of a record."""
     checkpoints = run.checkpoints
     if not checkpoints:
         return {"epoch": run.config.epochs, "step": run.metrics[-1]["step"] if run.metrics else 0, "during_run": False}
@@ -99,9 +99,9 @@ def moment(run: Run) -> dict[str, Any]:
 
 
 def open_target(target: str | Path, words: Iterable[str], display: "Display") -> Target:
-    """Settings, images and network of a run, a weights file or a backbone's name.
+    """Open the settings, images and network of a run, a weights file or the name of a backbone.
 
-    Raises UserError for anything else, naming every mistake in the settings.
+    Raises UserError for anything else, and for mistakes in the settings, all of which it lists.
     """
     from sslkit.machine.devices import pick_device
 
@@ -122,15 +122,15 @@ def open_target(target: str | Path, words: Iterable[str], display: "Display") ->
 
 
 def _asked_folder(resolved: Resolved) -> Path | None:
-    """`out`, where it was said on the command line: a file's header names that of its run."""
+    """Return `out` if it is given on the command line; a file's header contains the one of its run."""
     out = resolved.config.out if resolved.origins.get("out") == "command line" else None
     if out and (out / "config.yaml").exists():
-        raise UserError(f"{out} is a run, whose records are its own; choose another out")
+        raise UserError(f"{out} is a run, to which no other records may be added; choose another out")
     return out
 
 
 def _network(file: Path | None, config: RunConfig, image_size: int) -> tuple[nn.Module, int]:
-    """The plain network, and the image size that it was built for."""
+    """Return the network and the image size that it was built for."""
     from sslkit.backbones import create_backbone, load_backbone
 
     if file and _is_ours(file):
@@ -141,7 +141,7 @@ def _network(file: Path | None, config: RunConfig, image_size: int) -> tuple[nn.
 
 
 def _settings(file: Path | None, run: Run | None, target: str, words: Iterable[str]) -> Resolved:
-    """What the run, the file's header or the name says, with what the command line says."""
+    """Resolve the settings of the run, the file's header or the name, together with the command line."""
     mistakes = Mistakes()
     layers = []
     ours = file is not None and _is_ours(file)
@@ -173,7 +173,7 @@ def _check_name(target: str) -> None:
 def _demand(sections: list[str], target: str, given: dict[str, Any], mistakes: Mistakes) -> None:
     for section in sections:
         if f"{section}.name" not in given:
-            mistakes.add(section, f"{target} does not say; add {section}=NAME")
+            mistakes.add(section, f"not specified by {target}; add {section}=NAME")
 
 
 def _is_ours(file: Path) -> bool:

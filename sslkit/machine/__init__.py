@@ -1,1 +1,1 @@
-"""What the machine is and does: devices, processes, memory, precision, environment, atomic writes, caches."""
+"""The machine: devices, processes, memory, precision, environment, atomic writes, caches."""

@@ -1,7 +1,7 @@
-"""Memory that a step frees stays with the process for the next step, where the allocator is glibc's.
+"""Keep memory that a training step frees in the process for the next step, with glibc's allocator.
 
-glibc returns every block above 32 MB to the system at once and takes the next one from it anew, page by page: at
-96 px and a batch of 256 that cost a step on the CPU a seventh of its time (benchmarks/LOG.md).
+glibc returns every freed block above 32 MB to the system immediately and requests the next one again, page by page: at
+96 px and a batch size of 256 this took a seventh of the time of a step on the CPU (benchmarks/LOG.md).
 """
 
 import ctypes
@@ -15,23 +15,23 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MB = 2**20
 
 _MODES = {
-    # Where glibc's thresholds, which grow by themselves, are after the first large blocks.
+    # The values that glibc's dynamic thresholds reach after the first large blocks.
     "default": {_MMAP_THRESHOLD: 32 * _MB, _TRIM_THRESHOLD: 64 * _MB, _MMAP_MAX: 65536},
     "kept": {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1},
     "given back": {_MMAP_THRESHOLD: _MB, _TRIM_THRESHOLD: _MB, _MMAP_MAX: 65536},
 }
 _mode = "default"
-"""The mode that the allocator was last set to: it cannot be asked."""
+"""The mode that the allocator was last set to, because glibc cannot be queried."""
 
 
 @contextmanager
 def freed_memory(keep: bool) -> Iterator[None]:
-    """Keep freed memory inside the block, or inside such a block give it back to the system as by default.
+    """Keep freed memory in the process inside the block, or, with `keep=False`, return it to the system as by default.
 
-    For the whole process, all threads, so it belongs to the commands and never to the library: without a block that
-    keeps around it, `keep=False` does nothing. Nor does either where the C library has no `mallopt` (macOS, musl).
-    Where the address space is limited all large blocks are given back at once, `keep` or not: the free parts of a
-    heap would be missing from what does not come from malloc (oneDNN then crashed).
+    The setting affects all threads of the process, so only commands may use it, never the library: `keep=False` has no
+    effect unless nested in a block with `keep=True`. Neither has an effect if the C library lacks `mallopt` (macOS,
+    musl). If the address space is limited, all large blocks are returned immediately in both cases: free parts of the
+    heap would be unavailable to allocations that bypass malloc (oneDNN crashed for lack of them).
     """
     before = _mode
     if keep or before != "default":

@@ -1,4 +1,4 @@
-"""Writing whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import json
 import os
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 STALE_AFTER = 24 * 3600
-"""Seconds after which another writer's temporary file is taken for the remains of a kill."""
+"""Seconds after which another writer's temporary file is assumed to be left over from a killed process."""
 TEMPORARY, SET_ASIDE = ".tmp", ".old.tmp"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` (file or folder) that takes its place when the block succeeds.
+    """Yield a temporary path next to `path` (file or folder), which replaces `path` when the block succeeds.
 
-    After a failure, or a kill at any moment, `path` is what it was before, or already the new one. One exception: no
-    system call that every file system has lets two folders trade places, so a kill between the two renames that
-    replace a folder leaves the old one whole under another name, from which `recover` brings it back.
+    After a failure, or a kill at any moment, `path` is either unchanged or already replaced. One exception: no portable
+    system call exchanges two folders, so a kill between the two renames that replace a folder leaves the old one,
+    complete, under another name, from which `recover` restores it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path, TEMPORARY)
@@ -32,21 +32,21 @@ def replacing(path: Path) -> Iterator[Path]:
         old = _put_in_place(temporary, path)
         _to_disk(path.parent)
         if old:
-            # The new one is in place: what cannot be removed now is for `recover`.
+            # The new folder is in place; `recover` removes what cannot be removed now.
             shutil.rmtree(old, ignore_errors=True)
     finally:
         _remove(temporary)
 
 
 def recover(folder: Path, name: str = "*") -> None:
-    """Mend what kills left in `folder` of the files and folders whose names fit the glob pattern `name`.
+    """Clean up after killed processes in `folder`, for files and folders that match the glob pattern `name`.
 
-    A folder caught between two names comes back under its own; temporary files and folders a day old are removed.
-    Not while the same folder is being replaced by another process.
+    A folder whose replacement was interrupted gets its name back; temporary files and folders older than a day are
+    removed. Must not be called while another process replaces the same folder.
     """
     for old in folder.glob(f".{name}.*{SET_ASIDE}"):
         home = old.with_name(old.name[1:].removesuffix(SET_ASIDE).rsplit(".", 2)[0])
-        # Another process of the run may have been first.
+        # Another process of the run may do the same at the same time.
         with suppress(OSError):
             _remove(old) if home.exists() else os.rename(old, home)
     for remains in folder.glob(f".{name}.*{TEMPORARY}"):
@@ -66,12 +66,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """A name that no other writer has: containers that share a folder may count their processes alike."""
+    """Return a unique path next to `path`; random, as containers that share a folder may share process ids."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{ending}")
 
 
 def _put_in_place(new: Path, path: Path) -> Path | None:
-    """Rename `new` to `path`; where the folder that was there stands now, None where there was none."""
+    """Rename `new` to `path`; return the new path of a folder that was replaced, or None if there was none."""
     if not (new.is_dir() and path.is_dir()):
         os.replace(new, path)
         return None
@@ -94,7 +94,7 @@ def _remove(path: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Without this a power cut after the rename can leave an empty file under the final name."""
+    """Flush to disk; otherwise a power failure after the rename can leave an empty file under the final name."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Where cached files lie, and short names for what they hold."""
+"""Location of cached files, and short names for their content."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def cache_dir(configured: Path | None = None) -> Path:
-    """Folder of packed files: as configured, else $SSLKIT_CACHE, else ~/.cache/sslkit."""
+    """Return the folder of cached files: `configured`, else $SSLKIT_CACHE, else ~/.cache/sslkit."""
     return configured or Path(os.environ.get("SSLKIT_CACHE") or "~/.cache/sslkit").expanduser()
 
 
 def digest(*parts: Any) -> str:
-    """A short name for JSON-able content: equal exactly when the content is."""
+    """Return a short hash of JSON-serialisable content, for use as a file name."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()

@@ -1,6 +1,6 @@
-"""NVIDIA cards as their driver knows them (NVML): limits and draw of power, version of the driver.
+"""Queries to the driver of NVIDIA GPUs (NVML): power limit, power draw, driver version.
 
-Nothing is raised: a figure that the driver does not give is None.
+Nothing is raised: values that the driver does not provide are None.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ T = TypeVar("T")
 
 
 def power_limit(device: "torch.device") -> float | None:
-    """Watts that the card may draw."""
+    """Return the power limit of the GPU in watts."""
     return _ask(lambda nvml, card: nvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000, device)
 
 
 def power_draw(device: "torch.device") -> float | None:
-    """Watts that the card draws now."""
+    """Return the current power draw of the GPU in watts."""
     return _ask(lambda nvml, card: nvml.nvmlDeviceGetPowerUsage(card) / 1000, device)
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver."""
+    """Return the version of the NVIDIA driver."""
     version: str | bytes | None = _ask(lambda nvml, card: nvml.nvmlSystemGetDriverVersion())
     return version.decode() if isinstance(version, bytes) else version
 
 
 def uuid(device: "torch.device") -> str:
-    """The driver's name of a card; its number is another one where CUDA_VISIBLE_DEVICES hides cards."""
+    """Return the UUID of a GPU; the driver's index differs from CUDA's if CUDA_VISIBLE_DEVICES hides GPUs."""
     import torch
 
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

@@ -1,4 +1,4 @@
-"""The device a run computes on: which one, waiting for it, and giving back what it holds."""
+"""The device of a run: selection, synchronisation, release of memory."""
 
 import gc
 
@@ -8,22 +8,25 @@ from sslkit.machine import distributed
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: this process's GPU, else Apple's, else the CPU. A GPU also becomes the one that CUDA calls are about."""
-    device = torch.device(_first_there_is() if name == "auto" else name)
+    """Return the device of a name, and make a CUDA GPU the current one.
+
+    auto: the GPU of this process, else Apple's GPU, else the CPU.
+    """
+    device = torch.device(_best_available() if name == "auto" else name)
     if device.type == "cuda":
         device = torch.device("cuda", distributed.local_rank() if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 
 
-def _first_there_is() -> str:
+def _best_available() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() and distributed.world() == 1 else "cpu"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given: only then does a clock on the host tell the truth."""
+    """Wait until the device has finished its queued work, so that timings on the host are correct."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -31,7 +34,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def release(device: torch.device) -> None:
-    """Give back memory that nothing uses any more: that of objects in cycles, and what CUDA's allocator keeps."""
+    """Free unused memory: collect objects in reference cycles, and empty CUDA's caching allocator."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

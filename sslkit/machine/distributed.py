@@ -1,4 +1,4 @@
-"""Several processes train one network: what they exchange. With one process, all of it is the identity."""
+"""Communication between processes that train one network. With one process, every function is the identity."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -11,42 +11,42 @@ from torch import Tensor, nn
 
 
 def rank() -> int:
-    """Number of this process, 0 to world() - 1."""
+    """Return the rank of this process, 0 to world() - 1."""
     return dist.get_rank() if _several() else 0
 
 
 def world() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if _several() else 1
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, which is that of its GPU."""
+    """Return the rank of this process on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0)) if _several() else 0
 
 
 def local_world() -> int:
-    """Number of processes on this machine that train together."""
+    """Return the number of processes on this machine that train together."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if _several() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that logs and saves."""
+    """Return True in the process that logs and saves (rank 0)."""
     return rank() == 0
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Every process's rows, in the order of ranks: [B, ...] -> [world·B, ...], the same on all processes.
+    """Concatenate the rows of all processes in rank order: [B, ...] -> [world·B, ...], the same on all processes.
 
-    Differentiable: the gradient of a process's own rows is the sum of what all processes ask of them. A loss that
-    every process computes from gathered rows therefore has, after DistributedDataParallel's mean over processes,
+    Differentiable: the gradient of a process's own rows is the sum of their gradients on all processes. Therefore a
+    loss that every process computes from the gathered rows has, after DistributedDataParallel's mean over processes,
     exactly the gradient of that loss on the whole batch. All processes must have the same number of rows.
     """
     return tensor if world() == 1 else _Gather.apply(tensor)
 
 
 def shared(tensor: Tensor) -> Tensor:
-    """The first process's tensor, on all of them: for random draws that must agree. Not differentiable."""
+    """Broadcast the tensor of the first process, for random draws that must agree. Not differentiable."""
     if world() > 1:
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)
@@ -55,7 +55,7 @@ def shared(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean(tensor: Tensor) -> Tensor:
-    """Mean over the processes of a floating-point tensor of one shape. Not differentiable."""
+    """Return the mean over processes of a floating-point tensor of the same shape on all. Not differentiable."""
     if world() == 1:
         return tensor
     total = tensor.clone()
@@ -65,7 +65,7 @@ def mean(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes, as DistributedDataParallel does in every backward pass."""
+    """Replace each gradient by its mean over processes, as DistributedDataParallel does in every backward pass."""
     if world() == 1:
         return
     for parameter in parameters:
@@ -75,7 +75,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers. Host memory only: it waits for the other hosts, but for no GPU."""
+    """Return the maximum of a number over processes. It uses host memory only, and does not wait for any GPU."""
     if world() == 1:
         return number
     everyone = torch.tensor(number)
@@ -84,7 +84,7 @@ def largest(number: int) -> int:
 
 
 def from_main(thing: Any) -> Any:
-    """The first process's `thing`, a plain Python value, on all of them."""
+    """Broadcast a picklable Python value from the first process."""
     things = [thing]
     if world() > 1:
         dist.broadcast_object_list(things, src=0, device=torch.device("cpu"))
@@ -92,7 +92,7 @@ def from_main(thing: Any) -> Any:
 
 
 def everyones(thing: Any) -> list[Any]:
-    """Each process's `thing`, a plain Python value, in the order of ranks, on all of them."""
+    """Gather a picklable Python value from all processes, in rank order, on all of them."""
     things = [thing] * world()
     if world() > 1:
         dist.all_gather_object(things, thing)
@@ -101,7 +101,7 @@ def everyones(thing: Any) -> list[Any]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process works as if it were the only one: it waits for no other, whatever fails here or there."""
+    """Work inside the block as if this process were the only one, so that a failure in one blocks no other."""
     global _is_alone
     before, _is_alone = _is_alone, True
     try:
@@ -112,7 +112,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The others wait here until the first process has left the block."""
+    """Run the block in the first process before the others enter it."""
     if not is_main():
         largest(0)
     yield
@@ -130,9 +130,9 @@ def _several() -> bool:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What this machine is: processor, cores, device names, versions."""
+"""Description of this machine and its software: processor, cores, device names, versions."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def core_count(workers: int | Literal["auto"] = -1) -> int:
-    """`workers`, or for -1 and auto the cores that this process may use."""
+    """Return `workers`, or for -1 and auto the number of cores that this process may use."""
     if workers != "auto" and workers > 0:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -25,7 +25,7 @@ PACKAGES = ("sslkit", "torch", "torchvision", "timm", "kornia", "ffcv", "numpy",
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, revision and command line of this process."""
+    """Return versions, hardware, git revision and command line of this process."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -44,7 +44,7 @@ def environment() -> dict[str, Any]:
 
 
 def package_version(package: str) -> str | None:
-    """Version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -52,7 +52,7 @@ def package_version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """Return the name of this machine's processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -62,7 +62,7 @@ def processor() -> str:
 
 
 def _revision() -> str | None:
-    """Revision of the directory the command was given in, with a + where files are changed."""
+    """Return the git revision of the working directory, with a + if it has uncommitted changes."""
     try:
         command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
@@ -72,7 +72,7 @@ def _revision() -> str | None:
 
 
 def device_name(device: "torch.device") -> str:
-    """Name of the card, or of the processor with its threads for torch: "AMD EPYC, 2 threads"."""
+    """Return the name of the GPU, or of the processor with torch's number of threads: "AMD EPYC, 2 threads"."""
     import torch
 
     if device.type == "cuda":

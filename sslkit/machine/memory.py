@@ -1,4 +1,4 @@
-"""How much memory there is left: a device's, the machine's, a container's."""
+"""Free memory of a device, of the machine or of a container, and peak memory."""
 
 import resource
 import sys
@@ -19,14 +19,14 @@ UNLIMITED = 1 << 62
 
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
-"""Files of a control group that hold its limit and what it uses, and what its statistics call unused file pages."""
+"""cgroup files with the memory limit and usage, and the entry of memory.stat for reclaimable file pages."""
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that new tensors of this process on the device can have.
+    """Return the bytes available to new tensors of this process on the device.
 
-    Processes that train together on one machine look at the same moment: each may have its part of the machine's
-    memory.
+    The memory of the machine is divided by the number of processes that train together on it, because they all query
+    it at the same time.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -40,17 +40,17 @@ def _free_of_machine() -> int:
         lines = (PROC / "meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        # Not Linux: 8 GiB is what a light laptop has.
+        # Not Linux: assume 8 GiB, as in a small laptop.
         return 8 << 30
 
 
 def _free_of_groups() -> int:
-    """A container or a batch job may have less than its machine; without a limit, no less."""
+    """Return the free memory within the limits of control groups, as of a container or a batch job."""
     return min((_free_of(group, *names) for group, names in _groups()), default=UNLIMITED)
 
 
 def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """Control groups that limit this process's memory, the outermost first. Some may not be visible from here."""
+    """Yield the control groups that limit this process's memory, outermost first; some may not be visible to it."""
     try:
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -61,8 +61,8 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
             continue
         group, names = (GROUPS / "memory", V1) if kinds else (GROUPS, V2)
         yield group, names
-        for part in Path(path).parts[1:]:
-            group = group / part
+        for name in Path(path).parts[1:]:
+            group = group / name
             yield group, names
 
 
@@ -70,14 +70,14 @@ def _free_of(group: Path, limit: str, used: str, unused: str) -> int:
     try:
         most, now = (int((group / name).read_text()) for name in (limit, used))
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # Pages of files that were read count as used until somebody needs the room.
+        # Cached file pages count as used although the kernel reclaims them on demand.
         return max(most - now + int(statistics.get(unused, 0)), 0)
     except (OSError, ValueError):
         return UNLIMITED
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB: the peak of the device's allocator on CUDA, elsewhere of this process's resident memory."""
+    """Return the peak memory in GiB: of the device's allocator on CUDA, elsewhere the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Numeric precision: autocast types, TF32, and what a device computes natively."""
+"""Numeric precision: autocast dtypes, TF32, and native support for bf16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def uncompiled() -> Any:
-    """A context in which compiled networks run as they were written: evaluations have other batches and modes."""
+    """Return a context in which compiled networks run eagerly, because evaluations use other batch sizes and modes."""
     return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Inside, GPUs round no float32 product to TF32; afterwards all is allowed that was before."""
+    """Disable TF32 inside the block, so that float32 products are exact on GPUs; restore the settings afterwards."""
     backends: Any = torch.backends
     kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     precisions, allowed = [kind.fp32_precision for kind in kinds], _tf32_allowed()
@@ -30,7 +30,10 @@ def exact_products() -> Iterator[None]:
 
 
 def _tf32_allowed() -> tuple[bool, bool]:
-    """Of matrix products and of cuDNN, by torch's older switches; they cannot be read where only newer ones are set."""
+    """Return torch's older TF32 switches for (matrix products, cuDNN).
+
+    torch refuses to read them if newer switches were set to other values.
+    """
     try:
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     except RuntimeError:
@@ -38,18 +41,18 @@ def _tf32_allowed() -> tuple[bool, bool]:
 
 
 def _allow_tf32(products: bool, cudnn: bool) -> None:
-    """By the older switches, for they set the newer ones too, and whoever reads them gets an answer."""
+    """Set torch's older TF32 switches, which also set the newer ones, and can then be read by other code."""
     torch.backends.cuda.matmul.allow_tf32 = products
     torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def usual_precision(device: torch.device) -> str:
-    """bf16 on a GPU that has it, else fp32."""
+    """Return bf16 for a GPU that supports it, else fp32."""
     return "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16 instead of imitating it."""
+    """Return True if the device supports bf16 natively, without emulation."""
     if device.type == "cuda":
         answer: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return answer

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds in a pipe or a log file."""
+"""Progress of long tasks: a bar on a terminal, a plain line every few seconds in a pipe or a log file."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Update = Callable[[int, int, str], None]
-"""update(done, total, text): called often, shown seldom. `text` is what the bar or the line says."""
+"""update(done, total, text), which may be called often. text: label of the bar, or the plain line."""
 
 
 def terminal_stderr() -> "Console":
-    """Standard error, unfolded: what a program reports beside its results."""
+    """Return a console on standard error that does not wrap lines, for messages apart from results."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
@@ -23,9 +23,9 @@ def terminal_stderr() -> "Console":
 def progress_bar(
     console: "Console", *, done: int = 0, every: float = 10.0, at_once: bool = False, keep: bool = False
 ) -> Iterator[Update]:
-    """Yield the `Update` of some work of which `done` is done.
+    """Yield the `Update` of a task of which `done` units are already done.
 
-    every: seconds between two plain lines. at_once: print the first plain line without waiting for so long.
+    every: seconds between two plain lines. at_once: print the first and the last plain line without waiting.
     keep: leave the finished bar on the terminal.
     """
     if not console.is_terminal:

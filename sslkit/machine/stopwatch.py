@@ -1,4 +1,4 @@
-"""Time work on a device: the clock starts and stops when the device has finished what it was given."""
+"""Time work on a device, synchronising with it before and after."""
 
 import time
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from sslkit.machine.devices import synchronize
 class Stopwatch:
     """Context that times its block: `with Stopwatch(device) as watch: ...`, then `watch.seconds`.
 
-    device: waited for at both ends; None: work on the host alone. `wait` replaces that waiting.
+    device: synchronised at both ends; None: the work is on the host only. wait: called instead of synchronising.
     """
 
     def __init__(self, device: torch.device | None = None, wait: Callable[[], None] | None = None) -> None:
         self.seconds = 0.0
-        """Wall-clock seconds of the block; 0 before its end."""
+        """Wall-clock seconds of the block; 0 until it has ended."""
         self._device = device
         self._wait = wait or self._synchronize
 

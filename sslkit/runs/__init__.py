@@ -1,4 +1,4 @@
-"""A run on disk and what is read from it: directory, checkpoints, records, energy, trackers, display, report."""
+"""Runs on disk and their presentation: directory, checkpoints, records, energy, trackers, display, report."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: enough to resume bit for bit; nothing pickled, each written whole or not at all."""
+"""Checkpoints of a run, from which it resumes bit-identically; without pickle, written atomically."""
 
 import hashlib
 import json
@@ -27,12 +27,12 @@ class Checkpoint:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first; `epoch-0005+0012` is 12 steps past the fifth epoch."""
+    """Return the checkpoints in `folder`, oldest first; `epoch-0005+0012` is 12 steps after the fifth epoch."""
     return sorted(p for p in folder.glob("epoch-*") if p.is_dir())
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, keep: int) -> None:
-    """Write `path`; of those before it in the same folder, epochs divisible by `keep` and the newest stay."""
+    """Write a checkpoint; earlier ones in its folder are deleted, except the newest and every `keep` epochs."""
     from safetensors.torch import save_file
 
     with atomic.replacing(path) as folder:
@@ -53,15 +53,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     for name, digest in state["sha256"].items():
         if _digest(path / name) != digest:
-            raise ValueError(f"{name} is not what was written")
-    model, optimizer = (load_file(path / f"{part}.safetensors") for part in ("model", "optimizer"))
+            raise ValueError(f"the checksum of {name} is wrong")
+    model, optimizer = (load_file(path / f"{name}.safetensors") for name in ("model", "optimizer"))
     return Checkpoint(state["step"], model, optimizer, state)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint in `folder`, and a sentence for every damaged one passed over.
+    """Return the newest undamaged checkpoint in `folder`, and a message for every damaged one that was skipped.
 
-    For the process that resumes the run: first it mends what a kill left of a checkpoint being replaced.
+    It first recovers checkpoints that were being replaced when a process was killed, so only the process that resumes
+    the run may call it.
     """
     atomic.recover(folder)
     complaints: list[str] = []
@@ -69,12 +70,12 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return load_checkpoint(path), complaints
         except (OSError, ValueError, KeyError) as error:
-            complaints.append(f"checkpoint {path} is damaged ({error}); the one before it is used")
+            complaints.append(f"checkpoint {path} is damaged ({error}); using the one before it")
     return None, complaints
 
 
 def _prune(newest: Path, keep: int) -> None:
-    """The newest and the one before it stay, so that damage to one loses little."""
+    """Delete old checkpoints, except every `keep` epochs and the newest two, so that damage to one loses little."""
     for old in find_checkpoints(newest.parent)[:-2]:
         match = re.fullmatch(r"epoch-(\d+)", old.name)
         if old != newest and not (match and keep and int(match[1]) % keep == 0):

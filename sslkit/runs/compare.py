@@ -1,4 +1,4 @@
-"""Runs side by side: what each reached, and what it took."""
+"""Comparison of runs: the accuracies and costs of each."""
 
 import csv
 import io
@@ -20,20 +20,20 @@ Row = dict[str, Any]
 NAMES = ("run", "method", "backbone", "data")
 COSTS = ("parameters", "gflops", "hours", "kwh", "kg_co2e")
 NONE = "—"
-"""What stands where a run lacks a figure."""
+"""Text of a cell whose figure is missing."""
 
 
 def table(runs: Iterable[str | Path | Run], sort: str | None = None) -> list[Row]:
-    """One mapping a run, all with the same keys; None where a run lacks a figure.
+    """Return one mapping per run, all with the same keys; the value is None if a run lacks a figure.
 
-    run, method, backbone, data, epochs (trained so far); for every evaluator E that gives an accuracy: E/top1 (a
-    fraction, after the last epoch that was measured), E/top1_low and E/top1_high (its 95 % interval), E/top1_max (the
-    highest of all epochs that trained: chosen on the test images, so no honest figure); parameters, gflops (of the
-    backbone, for one image), hours, kwh, kg_co2e (of the training). What the run itself measured goes before what was
-    measured of it later, maybe on other images.
+    Keys: run, method, backbone, data, epochs (trained so far); for every evaluator E with an accuracy: E/top1 (a
+    fraction, after the last evaluated epoch), E/top1_low and E/top1_high (its 95 % interval), E/top1_max (the maximum
+    over epochs of training: selected on the test images, and therefore optimistic); parameters, gflops (of the
+    backbone, for one image), hours, kwh, kg_co2e (of the training). Measurements during the run take precedence over
+    later ones, which may be on other images.
 
-    sort: one of the keys; accuracies from the highest on, costs from the lowest, names by the alphabet.
-    Raises UserError for a path that holds no run, and for another key.
+    sort: one of the keys; accuracies in descending order, costs and names in ascending order.
+    Raises UserError for a path that holds no run, and for an unknown key.
     """
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
     accuracies = [_accuracies(run) for run in opened]
@@ -43,7 +43,7 @@ def table(runs: Iterable[str | Path | Run], sort: str | None = None) -> list[Row
 
 
 def show(rows: list[Row], style: str) -> None:
-    """Print what `table` gives as table, csv, json, markdown or latex."""
+    """Print the result of `table` in a style: table, csv, json, markdown or latex."""
     if style == "table":
         from sslkit.runs.display import terminal
 
@@ -59,7 +59,7 @@ def show(rows: list[Row], style: str) -> None:
 
 
 def as_table(rows: list[Row]) -> Table:
-    """For the terminal."""
+    """Return a table for the terminal."""
     heading, *body = _cells(rows)
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(heading):
@@ -70,7 +70,7 @@ def as_table(rows: list[Row]) -> Table:
 
 
 def as_csv(rows: list[Row]) -> str:
-    """Fractions and full precision, under the keys of `table`; an empty cell where there is no figure."""
+    """Return CSV with the keys of `table`, fractions in full precision; cells of missing figures are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -79,17 +79,17 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def as_json(rows: list[Row]) -> str:
-    """A list of mappings, with the keys of `table`; null where there is no figure."""
+    """Return a JSON list of mappings with the keys of `table`; null for missing figures."""
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """A table of GitHub's Markdown."""
+    """Return a table in GitHub's Markdown."""
     return _tabulated([[_for_markdown(cell) for cell in cells] for cells in _cells(rows)], "pipe")
 
 
 def as_latex(rows: list[Row]) -> str:
-    r"""A tabular of the package booktabs: `\usepackage{booktabs}`."""
+    r"""Return a LaTeX tabular that needs `\usepackage{booktabs}`."""
     return _tabulated([[cell.replace(NONE, "---") for cell in cells] for cells in _cells(rows)], "latex_booktabs")
 
 
@@ -136,16 +136,16 @@ def _sorted(rows: list[Row], key: str) -> list[Row]:
 
 
 def _cells(rows: list[Row]) -> list[list[str]]:
-    """A heading and a row a run, in words."""
+    """Return the heading and one row per run, as text."""
     evaluators = dict.fromkeys(key.partition("/")[0] for key in rows[0] if "/" in key)
     heading = [*NAMES, "epochs"]
     for name in evaluators:
         heading += [f"{name} top-1, %", f"{name} max over epochs, %"]
     heading += ["parameters, M", "GFLOPs", "hours", "kWh", "kg CO2e"]
-    return [heading, *([*_words(row, evaluators)] for row in rows)]
+    return [heading, *([*_formatted(row, evaluators)] for row in rows)]
 
 
-def _words(row: Row, evaluators: Iterable[str]) -> list[str]:
+def _formatted(row: Row, evaluators: Iterable[str]) -> list[str]:
     cells = [*(row[name] for name in NAMES), f"{row['epochs']:g}"]
     for name in evaluators:
         cells += [_with_interval(row, name), _per_cent(row[f"{name}/top1_max"])]
@@ -154,7 +154,7 @@ def _words(row: Row, evaluators: Iterable[str]) -> list[str]:
 
 
 def _with_interval(row: Row, evaluator: str) -> str:
-    """83.1 (80.2 to 85.7)"""
+    """Format an accuracy in per cent with its interval: 83.1 (80.2 to 85.7)."""
     low, high = (row.get(f"{evaluator}/top1_{end}") for end in ("low", "high"))
     interval = "" if low is None or high is None else f" ({_per_cent(low)} to {_per_cent(high)})"
     return _per_cent(row[f"{evaluator}/top1"]) + interval

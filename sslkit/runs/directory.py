@@ -1,7 +1,7 @@
-"""Reading a run directory, damaged ones included: all that is readable, and a sentence for what is not.
+"""Read run directories, damaged ones included: everything readable, and a remark about what is not.
 
 Nothing is validated against the installed components, so that a run of an uninstalled plugin can still be shown.
-`run.py` adds the typed configuration, and writes.
+`run.py` adds the typed configuration, and writes runs.
 """
 
 import json
@@ -23,18 +23,18 @@ METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run left on disk."""
+    """The contents of a run directory."""
 
     path: Path
     settings: dict[str, Any]
-    """Dotted keys, as `sslkit run --dry-run` prints them."""
+    """Settings by dotted key, as `sslkit run --dry-run` prints them."""
     environment: Record
     metrics: list[Record]
-    """Lines of metrics.jsonl whose step and epoch are numbers."""
+    """Records of metrics.jsonl whose step and epoch are numbers."""
     evaluations: list[Record]
-    """Lines of evaluations.jsonl that name their evaluator; an epoch that is there is a number."""
+    """Records of evaluations.jsonl that name their evaluator, and whose epoch, if any, is a number."""
     remarks: list[str] = field(default_factory=list)
-    """What could not be read, a sentence each."""
+    """One sentence about each thing that could not be read."""
 
     @property
     def name(self) -> str:
@@ -46,16 +46,16 @@ class RunFiles:
 
     @property
     def derived(self) -> Record:
-        """What the run worked out from its settings."""
+        """Values that the run derived from its settings."""
         return _mapping(self.environment.get("derived"))
 
     def setting(self, key: str) -> str:
-        """A setting in words; an em dash where the run does not tell."""
+        """Return a setting as text; an em dash if it is unknown."""
         value = self.settings.get(key)
         return "—" if value is None else str(value)
 
     def inside(self, path: Any) -> Path | None:
-        """A file that a record names, where it is one within the run; a page must not carry others away."""
+        """Return the file that a record names, or None unless it is inside the run: reports must not embed others."""
         if not isinstance(path, str) or "\0" in path:
             return None
         try:
@@ -66,7 +66,7 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read all that is readable of a run. Raises UserError if `path` holds none."""
+    """Read everything readable of a run. Raises UserError if `path` holds none."""
     check_is_run(path)
     remarks: list[str] = []
     return RunFiles(
@@ -80,13 +80,13 @@ def read_run(path: Path) -> RunFiles:
 
 
 def check_is_run(path: Path) -> None:
-    """Raise UserError if `path` is no run directory."""
+    """Raise UserError if `path` is not a run directory."""
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} holds no run: there is no {path / CONFIG}")
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no truth value."""
+    """Return True if the value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -95,7 +95,7 @@ def _mapping(value: Any) -> Record:
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) -> Record:
-    """Read a file that holds one mapping; {} if there is none, with a remark if it is damaged."""
+    """Read a file that holds one mapping; {} if the file is missing, or damaged, which adds a remark."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) ->
 def read_records(
     path: Path, remarks: list[str], wanted: Callable[[Record], bool] = lambda record: True
 ) -> list[Record]:
-    """Read the `wanted` objects of a .jsonl file, in order; a remark counts lines that are damaged or unwanted."""
+    """Read the `wanted` objects of a .jsonl file, in order; add a remark that counts damaged or unwanted lines."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

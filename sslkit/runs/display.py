@@ -1,4 +1,4 @@
-"""What a run shows: a bar on a terminal, plain lines in a pipe or a log file."""
+"""Messages and progress of a run: a progress bar on a terminal, plain lines in a pipe or a log file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from sslkit.machine.progress import Update, progress_bar
 
 
 class Display:
-    """Says things to the user. `quiet` says nothing; tests and libraries use it."""
+    """Prints messages for the user on standard error, or nothing if `quiet`, as for tests and libraries."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
@@ -28,7 +28,7 @@ class Display:
 
     @contextmanager
     def bar(self, total: int, done: int) -> Iterator[None]:
-        """Show the progress of training inside the block, which `metrics` updates."""
+        """Show the progress of training inside the block; `metrics` updates it."""
         self._total = total
         with progress_bar(self.console, done=done, every=5, at_once=True, keep=True) as self._update:
             if self.console.is_terminal:
@@ -36,19 +36,19 @@ class Display:
             yield
 
     def metrics(self, metrics: dict[str, Any]) -> None:
-        """One logging interval's figures."""
-        step, text = metrics["step"], _in_words(metrics)
-        # The bar itself shows how far the run is; a line in a file must tell.
+        """Show the metrics of one logging interval."""
+        step, text = metrics["step"], _summary(metrics)
+        # The bar itself shows the progress; a line in a file must state it.
         self._update(step, self._total, text if self.console.is_terminal else f"step {step}/{self._total}  {text}")
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """One evaluator's result."""
+        """Show the result of one evaluator."""
         when = f"epoch {record['epoch']}  " if "epoch" in record else ""
         self.log(f"{when}{record['evaluator']}: {figures(record)}")
 
 
 def figures(record: dict[str, Any]) -> str:
-    """An evaluator's result in words; accuracies in per cent, with their intervals."""
+    """Format an evaluator's results; accuracies in per cent, with their intervals."""
     from sslkit.runs.records import is_accuracy, measured
 
     found = measured(record).items()
@@ -56,13 +56,13 @@ def figures(record: dict[str, Any]) -> str:
 
 
 def accuracy(record: dict[str, Any], name: str) -> str:
-    """A fraction of test images in per cent, and where it is known its 95 % interval: 83.0 % (81.2–84.6)."""
+    """Format a fraction of test images in per cent, with its 95 % interval if known: 83.0 % (81.2–84.6)."""
     ends = [record[f"{name}{end}"] for end in ("_low", "_high") if f"{name}{end}" in record]
     interval = f" ({'–'.join(f'{100 * end:.1f}' for end in ends)})" if ends else ""
     return f"{100 * record[name]:.1f} %{interval}"
 
 
-def _in_words(metrics: dict[str, Any]) -> str:
+def _summary(metrics: dict[str, Any]) -> str:
     loss = metrics["loss"]
     return (
         f"epoch {metrics['epoch']:.1f}  loss {'-' if loss is None else format(loss, '.3f')}  "
@@ -71,6 +71,6 @@ def _in_words(metrics: dict[str, Any]) -> str:
 
 
 def terminal() -> Console:
-    """As wide as the terminal; in a pipe wide enough that no row is folded."""
+    """Return a console for results on standard output; in a pipe it is wide enough that no table row is folded."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)

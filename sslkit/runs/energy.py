@@ -1,7 +1,7 @@
-"""What a training run costs: hours, kWh and kg of CO2 equivalent, measured where that can be, else worked out.
+"""Hours, kWh and kg of CO2 equivalent of a training run, measured if possible, otherwise estimated.
 
 The formula is that of Lacoste et al. 2019 (Quantifying the carbon emissions of machine learning, section 2):
-hours × power of the hardware × grams of CO2e a kWh where the electricity is made. Nothing goes over the network.
+hours × power of the hardware × grams of CO2e per kWh in the region of the electricity. No network access is made.
 """
 
 import os
@@ -23,51 +23,51 @@ if TYPE_CHECKING:
     from sslkit.runs.run import Run
 
 CPU_WATTS = 85.0
-"""What codecarbon too assumes of a processor that it does not know (POWER_CONSTANT)."""
+"""Assumed power of a CPU in watts, as codecarbon assumes for unknown CPUs (POWER_CONSTANT)."""
 CARD_WATTS = 250.0
-"""A card that does not tell its limit: the Tesla P100 of Sonawane et al. 2021 (section 7)."""
+"""Assumed power in watts of a GPU that does not report its limit: Tesla P100 in Sonawane et al. 2021 (section 7)."""
 
 
 @dataclass(frozen=True)
 class Energy:
-    """What some hours of training took, and how that is known."""
+    """Time, energy and emissions of training, and how they were obtained."""
 
     hours: float
-    """Wall-clock time, evaluations and checkpoints included."""
+    """Wall-clock hours, including evaluations and checkpoints."""
     kwh: float
-    """Energy of the hardware, without the building around it."""
+    """Energy of the hardware in kWh, without the overhead of the data centre."""
     kg_co2e: float
-    """Of that energy and, by the PUE, of the building's."""
+    """Emissions in kg of CO2 equivalent, including the overhead of the data centre (PUE)."""
     basis: str
-    """Every assumption in words."""
+    """Description of the measurement or estimate with all of its assumptions."""
 
 
 def estimate(hours: float, device: "torch.device", carbon: "Carbon", processes: int = 1) -> Energy:
-    """Hours at full power: an upper bound for the device, with nothing for the rest of the machine."""
-    watts, whose = power(device, carbon.tdp)
+    """Estimate the energy of `hours` at full power: an upper bound for the device, ignoring the rest of the machine."""
+    watts, source = power(device, carbon.tdp)
     cards = processes if device.type == "cuda" else 1
     kwh = hours * watts * cards / 1000
     times = f"{cards} × " if cards > 1 else ""
-    basis = f"estimated: the whole time at {times}{watts:g} W ({whose}), nothing else counted"
+    basis = f"estimated: constant {times}{watts:g} W ({source}), nothing else counted"
     return Energy(hours, kwh, emissions(kwh, carbon), f"{basis}; {electricity_basis(carbon)}")
 
 
 def power(device: "torch.device", tdp: float | None = None) -> tuple[float, str]:
-    """(watts, where they are from in words) of one device; `tdp` goes before what is found out."""
+    """Return (watts, description of their source) of one device; `tdp` overrides what can be detected."""
     if tdp is not None:
         return tdp, "carbon.tdp"
     if device.type != "cuda":
-        return CPU_WATTS, "assumed of the processor; carbon.tdp= says better"
+        return CPU_WATTS, "assumed for the CPU; set carbon.tdp= if known"
     if (limit := cards.power_limit(device)) is not None:
-        return limit, "the card's own limit"
-    return CARD_WATTS, "assumed of the card; carbon.tdp= says better"
+        return limit, "the GPU's own limit"
+    return CARD_WATTS, "assumed for the GPU; set carbon.tdp= if known"
 
 
 @contextmanager
 def recorded(run: "Run", device: "torch.device") -> Iterator[None]:
-    """What happens in here is added to the run's derived values: hours, kwh, kg_co2e, energy_basis, peak_memory_gib.
+    """Add the costs of the block to the run's derived values: hours, kwh, kg_co2e, energy_basis, peak_memory_gib.
 
-    However it ends. In each of several processes, of which the first one writes for all.
+    They are added also if the block raises. All processes enter the block; the first one writes for all of them.
     """
     from sslkit.machine import distributed
     from sslkit.machine.memory import peak_memory
@@ -77,13 +77,13 @@ def recorded(run: "Run", device: "torch.device") -> Iterator[None]:
         return
     carbon, processes = run.config.carbon, distributed.world()
     before = _spent_before(run, device, processes)
-    gauge = _gauge(device, processes)
+    tracker = _started_tracker(device, processes)
     began = time.monotonic()
     try:
         yield
     finally:
         hours = (time.monotonic() - began) / 3600
-        spent = _read(gauge, hours, device, carbon) if gauge else estimate(hours, device, carbon, processes)
+        spent = _read(tracker, hours, device, carbon) if tracker else estimate(hours, device, carbon, processes)
         kwh = before.kwh + spent.kwh
         run.note(
             hours=before.hours + hours,
@@ -95,13 +95,13 @@ def recorded(run: "Run", device: "torch.device") -> Iterator[None]:
 
 
 def in_words(derived: dict[str, Any]) -> str:
-    """The line a run ends with, of its derived values."""
+    """Return the costs in a run's derived values as one line, which a run logs at its end."""
     hours, kwh, kg = (derived[name] for name in ("hours", "kwh", "kg_co2e"))
     return f"{hours:.3g} h, {kwh:.3g} kWh, {kg:.3g} kg CO2e ({derived['energy_basis']})"
 
 
 def _spent_before(run: "Run", device: "torch.device", processes: int) -> Energy:
-    """By the sessions that a resumed run goes on from; one that was killed noted nothing, so it is estimated."""
+    """Return the energy of earlier sessions of a resumed run; sessions that were killed are estimated."""
     noted = run.derived
     metrics = run.metrics
     trained = metrics[-1]["seconds"] / 3600 if metrics else 0.0
@@ -110,14 +110,14 @@ def _spent_before(run: "Run", device: "torch.device", processes: int) -> Energy:
     return Energy(noted.get("hours", 0.0) + lost, kwh, emissions(kwh, run.config.carbon), "")
 
 
-def _gauge(device: "torch.device", processes: int) -> Any:
-    """A started codecarbon tracker, where it is installed and can measure this device; else None."""
+def _started_tracker(device: "torch.device", processes: int) -> Any:
+    """Return a started codecarbon tracker if codecarbon is installed and can measure this device; otherwise None."""
     if find_spec("codecarbon") is None or not _can_measure(device):
         return None
     from codecarbon import OfflineEmissionsTracker
 
-    # The country decides its emissions alone, which nobody reads; its figures go nowhere.
-    gauge = OfflineEmissionsTracker(
+    # The country only affects codecarbon's own emissions, which are not used.
+    tracker = OfflineEmissionsTracker(
         country_iso_code="USA",
         gpu_ids=_cards(device, processes),
         pue=1.0,
@@ -125,8 +125,8 @@ def _gauge(device: "torch.device", processes: int) -> Any:
         log_level="error",
         allow_multiple_runs=True,
     )
-    gauge.start()
-    return gauge
+    tracker.start()
+    return tracker
 
 
 def _can_measure(device: "torch.device") -> bool:
@@ -136,19 +136,19 @@ def _can_measure(device: "torch.device") -> bool:
     return device.type == "cpu" and any(os.access(counter, os.R_OK) for counter in counters)
 
 
-def _read(gauge: Any, hours: float, device: "torch.device", carbon: "Carbon") -> Energy:
-    gauge.stop()
-    found = gauge.final_emissions_data
+def _read(tracker: Any, hours: float, device: "torch.device", carbon: "Carbon") -> Energy:
+    tracker.stop()
+    found = tracker.final_emissions_data
     kwh = found.cpu_energy + found.ram_energy
-    how = "processor (RAPL) and memory"
+    counted = "CPU (RAPL) and memory"
     if device.type == "cuda":
         kwh += found.gpu_energy
-        how = "card (NVML), processor and memory"
-    return Energy(hours, kwh, emissions(kwh, carbon), f"measured by codecarbon: {how}; {electricity_basis(carbon)}")
+        counted = "GPU (NVML), CPU and memory"
+    return Energy(hours, kwh, emissions(kwh, carbon), f"measured by codecarbon: {counted}; {electricity_basis(carbon)}")
 
 
 def _cards(device: "torch.device", processes: int) -> list[str] | None:
-    """The cards that train: this one, or with several processes the first so many; None on a processor."""
+    """Return the UUIDs of the GPUs that train: the first ones with several processes, else this one; None on a CPU."""
     import torch
 
     if device.type != "cuda":

@@ -1,25 +1,25 @@
-"""Records of evaluations: which figures are accuracies, and their confidence intervals."""
+"""Records of evaluations: results, accuracies and their confidence intervals."""
 
 from math import sqrt
 from typing import Any
 
 ABOUT = frozenset({"epoch", "step", "n_train", "n_test", "seed", "seconds", "during_run"})
-"""Numbers of a record that describe it and are no result."""
+"""Numeric entries of a record that describe it and are not results."""
 
 
 Z95 = 1.959963984540054
-"""Of a standard normal variable, 95 % lies within ± this."""
+"""The 0.975 quantile of the standard normal distribution: 95 % of it lies within ± this value."""
 
 
 def is_accuracy(name: str) -> bool:
-    """Whether a figure is a fraction of test images: top1, top5, and names that end so, as scratch_top1 does."""
+    """Return True if a figure is a fraction of test images: top1, top5, or a name ending in one, like scratch_top1."""
     return name.rpartition("_")[2] in ("top1", "top5")
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
-    """Ends of the 95 % interval of an accuracy measured on `n` images, as fractions (Wilson 1927).
+    """Return (low, high) of the 95 % interval of an accuracy measured on `n` images, as fractions (Wilson 1927).
 
-    It is about which images happened to be tested; other seeds of training are not in it.
+    It covers the sampling of test images, but not the variation between training seeds.
     """
     centre = (accuracy + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     reach = Z95 / (1 + Z95**2 / n) * sqrt(accuracy * (1 - accuracy) / n + Z95**2 / (4 * n**2))
@@ -28,11 +28,11 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
 
 
 def measured(record: dict[str, Any]) -> dict[str, float]:
-    """What an evaluator found, without what is said about it: {"top1": 0.83, "top5": 0.99}."""
+    """Return the results in a record, without bounds of intervals and metadata: {"top1": 0.83, "top5": 0.99}."""
     ends = {f"{k}{end}" for k in record if is_accuracy(k) for end in ("_low", "_high")}
     return {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ABOUT | ends}
 
 
 def as_metrics(record: dict[str, Any]) -> dict[str, float]:
-    """A record as plain floats for trackers: {"knn/top1": 0.83}."""
+    """Return the results in a record under the names that trackers use: {"knn/top1": 0.83}."""
     return {f"{record['evaluator']}/{k}": v for k, v in measured(record).items()}

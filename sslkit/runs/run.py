@@ -1,4 +1,4 @@
-"""A run: its directory of settings, metrics, evaluations and checkpoints, all written whole or not at all."""
+"""A run: its directory of settings, metrics, evaluations and checkpoints; files are replaced atomically."""
 
 import json
 import re
@@ -31,7 +31,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class Run:
-    """One run on disk, new or old."""
+    """A run on disk."""
 
     def __init__(self, path: Path, config: RunConfig, origins: dict[str, str]) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class Run:
 
     @classmethod
     def create(cls, resolved: Resolved) -> "Run":
-        """Make the directory of a new run and write what was asked for and where."""
+        """Create the directory of a new run and write its settings and environment."""
         path = resolved.config.out or _free_path(resolved.config)
         run = cls(path, resolved.config, resolved.origins)
         path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """An existing run. Raises UserError if `path` holds none."""
+        """Open an existing run. Raises UserError if `path` holds none."""
         path = Path(path)
         check_is_run(path)
         mistakes = Mistakes()
@@ -67,21 +67,21 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One mapping a logging interval, in order: step, epoch, loss, lr, images_per_second, ..."""
+        """One mapping per logging interval, in order: step, epoch, loss, lr, images_per_second, ..."""
         return _read_lines(self.path / METRICS)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """One mapping a result, in order: epoch (0: the random initialisation), evaluator, protocol, top1, ..."""
+        """One mapping per result, in order: epoch (0: random initialisation), evaluator, protocol, top1, ..."""
         return _read_lines(self.path / EVALUATIONS)
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Checkpoint folders, oldest first; `epoch-0005+0012` is 12 steps past the fifth epoch."""
+        """Checkpoint folders, oldest first; `epoch-0005+0012` is 12 steps after the fifth epoch."""
         return checkpoint.find_checkpoints(self.path / CHECKPOINTS)
 
     def backbone(self) -> "Backbone":
-        """The pre-trained backbone, as `sslkit.load` gives it."""
+        """Load the pre-trained backbone, as `sslkit.load` does."""
         from sslkit.backbones import load_backbone
 
         return load_backbone(self.backbone_file)
@@ -93,36 +93,36 @@ class Run:
         _append(self.path / EVALUATIONS, record)
 
     def discard_untrained(self) -> None:
-        """Remove the directory of a run that a mistake ended before it measured anything."""
+        """Remove the directory if the run ended before it recorded any metrics or evaluations."""
         import shutil
 
         if not self.metrics and not self.evaluations:
             shutil.rmtree(self.path)
 
     def note(self, **derived: Any) -> None:
-        """Keep values that the run worked out (image size, scaled rate, loader) beside what was asked for."""
+        """Store values that the run derived from its settings (image size, scaled learning rate, loader)."""
         file = self.path / ENVIRONMENT
         known = _read_json(file)
         atomic.write_json(file, known | {"derived": known.get("derived", {}) | derived})
 
     @property
     def derived(self) -> dict[str, Any]:
-        """What the run worked out from its settings, such as the image size and the scaled learning rate."""
+        """Values that the run derived from its settings, such as the image size and the scaled learning rate."""
         result: dict[str, Any] = _read_json(self.path / ENVIRONMENT).get("derived", {})
         return result
 
     def save_checkpoint(self, state: Checkpoint, name: str, keep: int) -> Path:
-        """Write `checkpoints/<name>`; of those before it, epochs divisible by `keep` and the newest stay."""
+        """Write `checkpoints/<name>`; earlier ones are deleted, except the newest and every `keep` epochs."""
         path = self.path / CHECKPOINTS / name
         checkpoint.save_checkpoint(state, path, keep)
         return path
 
     def newest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest undamaged checkpoint, and a sentence for every damaged one passed over."""
+        """Return the newest undamaged checkpoint, and a message for every damaged one that was skipped."""
         return checkpoint.newest_checkpoint(self.path / CHECKPOINTS)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines that the steps after `step` will write again."""
+        """Drop metrics and evaluations after `step`, which a resumed run records again."""
         for name in (METRICS, EVALUATIONS):
             kept = [r for r in _read_lines(self.path / name) if r.get("step", 0) <= step]
             atomic.write_text(self.path / name, "".join(json.dumps(r) + "\n" for r in kept))

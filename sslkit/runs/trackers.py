@@ -1,6 +1,6 @@
-"""Trackers: where a run's metrics go besides its own folder, such as TensorBoard. The folder stays the truth.
+"""Trackers, which send a run's metrics to other tools such as TensorBoard, in addition to the run directory.
 
-This is itself a plugin: it hears of runs through the three hooks for them, and tells the trackers that a run names.
+This module is itself a plugin: it implements the three hooks of runs, and forwards them to the trackers of each run.
 """
 
 import warnings
@@ -23,32 +23,32 @@ _open: dict[Path, list["Tracker"]] = {}
 
 
 class Tracker:
-    """Base of every tracker: one object a run, made before its first step, in its first process alone."""
+    """Base class of trackers: one object per run, created before its first step, only in the first process."""
 
     package: ClassVar[str] = ""
-    """What it imports; looked for before training."""
+    """The package that the tracker imports; its presence is checked before training."""
     install: ClassVar[str] = ""
-    """The command that brings it."""
+    """The command that installs the package."""
 
     def __init__(self, run: "Run") -> None:
-        """Raise whatever is wrong now: no step has been trained. `run.metrics` is empty, or a resumed run's."""
+        """Set up, before the first step; raise if anything is wrong. `run.metrics` holds a resumed run's records."""
         self.run = run
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Fresh figures; of one step there can be several, those of an evaluation among them."""
+        """Log new metrics; called several times for the same step if there are evaluations."""
         raise NotImplementedError(f"{type(self).__name__} logs nothing")
 
     def finish(self, error: BaseException | None) -> None:
-        """The run has ended; `error` is None, or what ended it (a KeyboardInterrupt, where it can be resumed)."""
+        """Called at the end of a run. error: what ended it (KeyboardInterrupt if it can be resumed), or None."""
 
 
 def check(names: Iterable[str]) -> None:
-    """Raises UserError for a tracker that is not known, or whose package is not installed."""
+    """Raise UserError for a tracker that is unknown, or whose package is not installed."""
     for name in names:
         tracker = _find(name)
         if tracker.package and find_spec(tracker.package) is None:
             raise UserError(
-                f"trackers: {name} needs {tracker.package}, which is not installed; get it with: {tracker.install}"
+                f"trackers: {name} needs {tracker.package}, which is not installed; install it with: {tracker.install}"
             )
 
 
@@ -62,7 +62,7 @@ def run_started(run: "Run") -> None:
             raise
         except Exception as error:
             raise UserError(
-                f"trackers: {name} cannot start ({type(error).__name__}: {error}); mend that, or leave it out"
+                f"trackers: {name} cannot start ({type(error).__name__}: {error}); fix that, or leave it out"
             ) from error
 
 
@@ -89,12 +89,12 @@ def _find(name: str) -> type[Tracker]:
         raise UserError(f"trackers: {error} (tensorboard, wandb and mlflow are in sslkit-trackers)") from error
 
 
-def _or_without(run: "Run", tracker: Tracker, tell: Callable[[], None]) -> None:
-    """A tracker that fails is told once and left out: training is worth more, and the run's folder has it all."""
+def _or_without(run: "Run", tracker: Tracker, call: Callable[[], None]) -> None:
+    """Call a tracker; if it fails, warn once and drop it, because the run directory has all metrics anyway."""
     try:
-        tell()
+        call()
     except Exception as error:
         name = type(tracker).__name__
-        warnings.warn(f"tracker {name} fails and is left out from here on: {error}", stacklevel=2)
+        warnings.warn(f"tracker {name} failed and is disabled for the rest of the run: {error}", stacklevel=2)
         if tracker in _open.get(run.path, ()):
             _open[run.path].remove(tracker)

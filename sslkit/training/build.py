@@ -1,4 +1,4 @@
-"""Build everything that a run is made of from its configuration."""
+"""Build the objects of a training run from its configuration."""
 
 import os
 from collections.abc import Callable
@@ -28,16 +28,16 @@ from sslkit.training.tune.timings import images_per_second
 
 
 def build(config: RunConfig, log: Callable[[str], None], execution: Execution | None = None) -> TrainingSetup:
-    """Build all that a run is made of on its device, to be run in the fastest execution that `tune` finds.
+    """Build the objects of a run on its device, with the fastest execution that `tune` finds.
 
-    execution: the one to use, if it is known already. Raises UserError if the data or the batch do not fit the run.
+    execution: the one to use instead of tuning. Raises UserError if the data or the batch size do not fit the run.
     """
     device = pick_device(config.device)
     _set_determinism(config.deterministic, device)
     if device.type == "cpu" and config.kernels == "auto" and not numba_missing():
-        # It takes seconds on a new machine, in which data can be packed and networks built.
+        # The first compilation on a machine takes seconds, during which data can be packed and networks built.
         Thread(target=_compile_kernels, name="sslkit-kernels").start()
-    # One process packs what is not packed yet; the others find it done.
+    # The first process packs data that is not packed yet, before the others open it.
     with distributed.main_first():
         stores = open_stores(config.data, config.eval_data, config.seed, log=log)
     setup = _assemble(config, stores, device, log)
@@ -72,15 +72,15 @@ def _assemble(config: RunConfig, stores: Stores, device: torch.device, log: Call
 
 
 def _choose_execution(setup: TrainingSetup, execution: Execution | None, log: Callable[[str], None]) -> None:
-    """Decide how the network, the views and the decoding threads run, and apply that in place."""
+    """Choose the execution of the network and the views and the number of decoding threads, and apply them in place."""
     setup.execution = possible_here(execution, setup.device) if execution else tune(setup, log)
     setup.execution.apply_to_augmentation(setup.augmentation)
     if setup.config.workers == "auto":
         workers.decide(setup.loader, images_per_second(setup), log, distributed.local_world())
-    # Only now: tune tries executions in each process by itself.
+    # Only after tuning, which tries executions in each process separately.
     setup.method = _with_synchronised_norm(setup.method, setup.device)
     setup.execution.apply(setup.method)
-    setup.trained = _in_step_with_others(setup.method, setup.config, setup.device)
+    setup.trained = _with_averaged_gradients(setup.method, setup.config, setup.device)
 
 
 def _make_loader(config: RunConfig, stores: Stores, device: torch.device, log: Callable[[str], None]) -> Loader:
@@ -112,8 +112,8 @@ def _make_augmentation(config: RunConfig, stores: Stores, device: torch.device) 
     augmentation: nn.Module = augmentation_class(config.augment.options, stores.image_size, stores.mean, stores.std).to(
         device
     )
-    for part in multi_view_augmentations(augmentation):
-        part.kernels = config.kernels
+    for multi_view in multi_view_augmentations(augmentation):
+        multi_view.kernels = config.kernels
     return augmentation
 
 
@@ -134,11 +134,11 @@ def _set_determinism(deterministic: bool, device: torch.device) -> None:
 
 
 def _own_share(config: RunConfig) -> int:
-    """Images of a batch that this process takes."""
+    """Return the number of images per batch of this process."""
     share, rest = divmod(config.batch_size, distributed.world())
     if rest or (config.micro_batch and share % config.micro_batch):
         raise UserError(
-            f"batch_size={config.batch_size} cannot be dealt out to {distributed.world()} processes"
+            f"batch_size={config.batch_size} cannot be divided among {distributed.world()} processes"
             + (f" in micro-batches of {config.micro_batch}" if config.micro_batch else "")
             + "; make it a multiple"
         )
@@ -146,22 +146,22 @@ def _own_share(config: RunConfig) -> int:
 
 
 def _with_synchronised_norm(method: Method, device: torch.device) -> Method:
-    """Batch norm over the images of all GPUs, of the same parameters; torch has none for the CPU."""
+    """Return the method with batch norm synchronised over all GPUs, with the same parameters; unchanged on the CPU."""
     if distributed.world() == 1 or device.type != "cuda" or not method.sync_batchnorm:
         return method
-    # timm's, because torch's would lose the activation inside timm's batch-norm layers.
+    # timm's conversion, because torch's would lose the activation inside timm's batch-norm layers.
     from timm.layers import convert_sync_batchnorm
 
     result: Method = convert_sync_batchnorm(method)
     return result
 
 
-def _in_step_with_others(method: Method, config: RunConfig, device: torch.device) -> nn.Module:
-    # In micro-batches the gradients are averaged once, after the last; DistributedDataParallel would do it in each.
+def _with_averaged_gradients(method: Method, config: RunConfig, device: torch.device) -> nn.Module:
+    # With micro-batches, `train_step` averages gradients once; DistributedDataParallel would do so for each of them.
     if distributed.world() == 1 or config.micro_batch:
         return method
     wrap = nn.parallel.DistributedDataParallel
-    # Queues and banks are equal by construction, and batch-norm statistics are saved from the first process.
+    # Queues and memory banks are equal by construction; batch-norm statistics are those of the first process.
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature(wrap).parameters else "broadcast_buffers"
     options: dict[str, Any] = {buffers: False, "device_ids": [device] if device.type == "cuda" else None}
     return wrap(method, gradient_as_bucket_view=True, **options)

@@ -1,7 +1,7 @@
-"""Build a run from its configuration and train it. Nothing here knows any particular method.
+"""Build a run from its configuration and train it, independently of the method.
 
-Reading order: `run` and `resume` at the top, then `_train` with one epoch below it; `build.py` makes the setup,
-`step.py` takes a step. With several processes each runs all of this; the first one logs, evaluates and saves.
+Reading order: `run` and `resume`, then `_train`, then `_epoch`; `build.py` builds the setup, `step.py` takes one step.
+With several processes each runs all of this code; the first one logs, evaluates and saves.
 """
 
 import time
@@ -42,14 +42,14 @@ from sslkit.training.stopping import Interrupted, Stopper
 
 
 def run_settings(settings: dict[str, Any], display: Display | None = None) -> Run:
-    """`sslkit.run(...)`: a new run from keyword settings, on the command line's own path."""
+    """Train a new run from the keyword settings of `sslkit.run(...)`, exactly as the command line does."""
     mistakes = Mistakes()
     layer = settings_layer("sslkit.run", settings, mistakes)
     return run(resolve_new_layers([layer], mistakes), display)
 
 
 def run(resolved: Resolved, display: Display | None = None) -> Run:
-    """Train from the start; returns the finished run. Raises UserError, or Interrupted after saving."""
+    """Train a new run and return it. Raises UserError, or Interrupted after saving."""
     trackers.check(resolved.config.trackers)
     if launch.needed(resolved.config.devices):
         return _launch_new(Run.create(resolved))
@@ -63,9 +63,9 @@ def run(resolved: Resolved, display: Display | None = None) -> Run:
 
 
 def resume(path: str | Path, display: Display | None = None, devices: int | None = None) -> Run:
-    """Go on from the newest undamaged checkpoint, bit for bit as if the run had never stopped.
+    """Resume a run from its newest undamaged checkpoint, bit-identical to an uninterrupted run; return it.
 
-    `devices`: number of processes, where it is to be another than before.
+    devices: number of processes, if it is to differ from before (then the views differ).
     """
     old = Run.open(path)
     trackers.check(old.config.trackers)
@@ -75,7 +75,7 @@ def resume(path: str | Path, display: Display | None = None, devices: int | None
         display = display or Display(quiet=not distributed.is_main())
         noted = old.derived.get("execution")
         setup = build(old.config, display.log, Execution(**noted) if noted else None)
-        step = _go_on(old, setup, display)
+        step = _restore_newest(old, setup, display)
         _finish(old, lambda: _train(old, setup, step, display))
     return old
 
@@ -89,24 +89,24 @@ def _launch_new(run: Run) -> Run:
 
 
 def _create(resolved: Resolved) -> Run:
-    """The first process makes the directory; the others only look into it."""
+    """Create the run directory in the first process, and return the run in all of them."""
     path = distributed.from_main(Run.create(resolved).path if distributed.is_main() else None)
     return Run(path, resolved.config, resolved.origins)
 
 
-def _go_on(run: Run, setup: TrainingSetup, display: Display) -> int:
-    """Restore the newest checkpoint; the step it was made after, or 0."""
+def _restore_newest(run: Run, setup: TrainingSetup, display: Display) -> int:
+    """Restore the newest checkpoint, if there is one; return the number of steps done."""
     before = run.derived.get("processes")
     if before and before != distributed.world():
         display.log(
-            f"begun with {_processes(before)}, going on with {distributed.world()}: the same batches, other views"
+            f"started with {_processes(before)}, resuming with {distributed.world()}: same batches, different views"
         )
     checkpoint, complaints = run.newest_checkpoint()
     for complaint in complaints:
         display.log(complaint)
     if checkpoint is not None:
         _restore(setup, checkpoint)
-        display.log(f"going on from step {checkpoint.step} of {setup.steps}")
+        display.log(f"resuming from step {checkpoint.step} of {setup.steps}")
     elif before:
         display.log(f"{run.path} has no usable checkpoint yet: starting from the beginning")
     step = checkpoint.step if checkpoint else 0
@@ -123,7 +123,7 @@ def _processes(count: int) -> str:
 def _note(run: Run, setup: TrainingSetup) -> None:
     if not distributed.is_main():
         return
-    # Counting takes a slow pass, and a run that goes on has the network it began with.
+    # Counting FLOPs takes a slow forward pass, and a resumed run has the same network.
     gflops = run.derived.get("gflops") or flops(setup.method.backbone, setup.stores.image_size) / 1e9
     run.note(
         images=len(setup.stores.pretrain),
@@ -146,6 +146,7 @@ def _note(run: Run, setup: TrainingSetup) -> None:
 
 
 def _finish(run: Run, work: Callable[[], None]) -> None:
+    """Run `work`, and call the hook `run_finished` with the error that ended it, if any."""
     error: BaseException | None = None
     try:
         work()
@@ -158,48 +159,55 @@ def _finish(run: Run, work: Callable[[], None]) -> None:
 
 
 def _train(run: Run, setup: TrainingSetup, step: int, display: Display) -> None:
-    """The loop: epochs, with checkpoints and evaluations between them."""
-    first = step // setup.steps_per_epoch
+    """Train from `step` to the end, with progress, energy and metrics recorded; then log the outcome."""
     meter = Meter(setup.method.backbone, setup.device, run.metrics[-1]["seconds"] if step else 0.0)
-    saved = time.monotonic()
     if distributed.is_main():
         plugins.hooks().run_started(run=run)
         if setup.config.report:
             keep_first_views(run, setup)
     with Stopper(display.log) as stopper, display.bar(setup.steps, step), energy.recorded(run, setup.device), meter:
-        try:
-            _evaluate_if_due(run, setup, first, step, display, stopper)
-            for epoch in range(first, setup.config.epochs):
-                for done in _epoch(run, setup, epoch, step, meter, display):
-                    step = done
-                    stopper.stop_if_asked()
-                if distributed.is_main() and _checkpoint_due(setup.config, epoch + 1, time.monotonic() - saved):
-                    _save(run, setup, step)
-                    saved = time.monotonic()
-                _evaluate_if_due(run, setup, epoch + 1, step, display, stopper)
-        except Interrupted as stopped:
-            _leave(run, setup, step, meter, display, stopped)
-            raise
+        _epochs(run, setup, step, meter, display, stopper)
     if distributed.is_main():
         display.log(f"took:     {energy.in_words(run.derived)}")
     display.log(f"backbone: {run.backbone_file}")
     if setup.config.report and distributed.is_main():
-        display.log(f"report: {report.write([run.path])}")
+        display.log(f"report:   {report.write([run.path])}")
 
 
-def _leave(run: Run, setup: TrainingSetup, step: int, meter: Meter, display: Display, stopped: Interrupted) -> None:
-    """Save on exit, unless the signal cut a step in two: half a step is no state to go on from."""
+def _epochs(run: Run, setup: TrainingSetup, step: int, meter: Meter, display: Display, stopper: Stopper) -> None:
+    """Train the remaining epochs, with checkpoints and evaluations between them. Raises Interrupted after saving."""
+    first = step // setup.steps_per_epoch
+    saved = time.monotonic()
+    try:
+        _evaluate_if_due(run, setup, first, step, display, stopper)
+        for epoch in range(first, setup.config.epochs):
+            for done in _epoch(run, setup, epoch, step, meter, display):
+                step = done
+                stopper.stop_if_asked()
+            if distributed.is_main() and _checkpoint_due(setup.config, epoch + 1, time.monotonic() - saved):
+                _save(run, setup, step)
+                saved = time.monotonic()
+            _evaluate_if_due(run, setup, epoch + 1, step, display, stopper)
+    except Interrupted as stopped:
+        _save_interrupted(run, setup, step, meter, display, stopped)
+        raise
+
+
+def _save_interrupted(
+    run: Run, setup: TrainingSetup, step: int, meter: Meter, display: Display, stopped: Interrupted
+) -> None:
+    """Save the state, unless the signal interrupted a step: the state within a step cannot be resumed."""
     if stopped.within_step:
-        display.log(f"stopped within a step, not saved; go on from the last checkpoint with: sslkit resume {run.path}")
+        display.log(f"stopped within a step, not saved; resume from the last checkpoint with: sslkit resume {run.path}")
         return
     if meter.pending:
         _log(run, setup, meter.read(run, _lr(setup), step / setup.steps_per_epoch), display)
     if distributed.is_main():
-        display.log(f"stopped; saved {_save(run, setup, step)}; go on with: sslkit resume {run.path}")
+        display.log(f"stopped; saved {_save(run, setup, step)}; resume with: sslkit resume {run.path}")
 
 
 def _epoch(run: Run, setup: TrainingSetup, epoch: int, step: int, meter: Meter, display: Display) -> Iterator[int]:
-    """The steps of one epoch from `step` on; yields the number of steps done after each."""
+    """Take the steps of one epoch from `step` on; yield the number of steps done after each."""
     end = (epoch + 1) * setup.steps_per_epoch
     accumulate = setup.config.accumulate
     batches = setup.loader.epoch(epoch, (step - epoch * setup.steps_per_epoch) * accumulate)
@@ -222,7 +230,7 @@ def _epoch(run: Run, setup: TrainingSetup, epoch: int, step: int, meter: Meter, 
 
 
 def _lr(setup: TrainingSetup) -> float:
-    """The rate of the last step."""
+    """Return the learning rate of the last step."""
     number: float = setup.optimizer.param_groups[0]["lr"]
     return number
 
@@ -245,13 +253,13 @@ def _signs_of_collapse(setup: TrainingSetup, metrics: dict[str, Any]) -> str | N
 
 
 def _checkpoint_due(config: RunConfig, epoch: int, since: float) -> bool:
-    """At the epochs asked for and the last; between them where more than a minute's work would be lost."""
-    asked = config.checkpoint_every and epoch % config.checkpoint_every == 0
-    return bool(asked) or epoch == config.epochs or since > 60
+    """Return True at epochs requested by the settings, at the last one, and 60 seconds after the last checkpoint."""
+    requested = config.checkpoint_every and epoch % config.checkpoint_every == 0
+    return bool(requested) or epoch == config.epochs or since > 60
 
 
 def _save(run: Run, setup: TrainingSetup, step: int) -> Path:
-    """Checkpoint and backbone file of this moment. An epoch's own checkpoint has the epoch's plain name."""
+    """Write the backbone file and a checkpoint: epoch-0005 at the end of an epoch, epoch-0005+0012 12 steps later."""
     epoch, extra = divmod(step, setup.steps_per_epoch)
     name = f"epoch-{epoch:04d}" + (f"+{extra:04d}" if extra else "")
     tensors, optimizer = optimizer_tensors(setup.optimizer)
@@ -261,7 +269,7 @@ def _save(run: Run, setup: TrainingSetup, step: int) -> Path:
         "scaler": setup.scaler.state_dict(),
         "steps_per_epoch": setup.steps_per_epoch,
     }
-    # The backbone first: a kill between the two must not leave it older than the checkpoint one goes on from.
+    # The backbone first: a kill between the two must not leave it older than the newest checkpoint.
     save_backbone(
         setup.method.exported,
         run.backbone_file,
@@ -284,7 +292,7 @@ def _restore(setup: TrainingSetup, checkpoint: Checkpoint) -> None:
     state = setup.method.state_dict()
     if state.keys() != checkpoint.model.keys():
         raise UserError("the method or the backbone has changed since the checkpoint; start a new run")
-    # Updated, not replaced: a state dict also carries version numbers, which some networks look at.
+    # Update the state dict instead of replacing it: it also holds version numbers, which some networks read.
     state.update(checkpoint.model)
     setup.method.load_state_dict(state)
     restore_optimizer(setup.optimizer, checkpoint.optimizer, checkpoint.state["optimizer"])
@@ -292,7 +300,7 @@ def _restore(setup: TrainingSetup, checkpoint: Checkpoint) -> None:
 
 
 def _evaluate_if_due(run: Run, setup: TrainingSetup, epoch: int, step: int, display: Display, stopper: Stopper) -> None:
-    """Evaluate after `epoch` epochs if that is asked for and the results are not there yet."""
+    """Evaluate after `epoch` epochs if the settings ask for it and results are missing."""
     every, last = setup.config.eval_every, setup.config.epochs
     if step % setup.steps_per_epoch or not (epoch in (0, last) or (every and epoch % every == 0)):
         return

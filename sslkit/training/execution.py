@@ -1,4 +1,4 @@
-"""How a network is run, beside what it computes: precision, memory format, compilation."""
+"""Execution of a network, as opposed to what it computes: precision, memory format, compilation."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,19 +18,19 @@ from sslkit.methods.base import Method
 
 @dataclass(frozen=True)
 class Execution:
-    """One candidate to run a step. Two of them differ in rounding alone, and in the precision that they name."""
+    """Settings for executing a training step. Results differ only by rounding and by the precision."""
 
     precision: str = "fp32"
-    """fp32, bf16 or fp16, the type of autocast."""
+    """Autocast precision: fp32, bf16 or fp16."""
     channels_last: bool = True
-    """Whether images and weights lie in memory with the channels last."""
+    """True if images and weights use the channels_last memory format."""
     compile: str = "no"
-    """no; default: the backbones by `torch.compile`; graphs: the same, replayed as CUDA graphs."""
+    """no; default: backbones compiled by `torch.compile`; graphs: compiled and replayed as CUDA graphs."""
     depthwise_fp32: bool = False
-    """Whether depthwise convolutions are kept out of autocast: processors that multiply matrices faster in bf16
-    take longer over these."""
+    """True if depthwise convolutions are excluded from autocast: processors with faster matrix products in bf16 can be
+    slower at these."""
     compiled_views: bool = False
-    """Whether a GPU makes the views by `torch.compile`; the CPU has kernels of its own."""
+    """True if the augmentation is compiled by `torch.compile` on a GPU; the CPU has kernels of its own."""
 
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
@@ -41,7 +41,7 @@ class Execution:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The autocast type, or None for plain float32."""
+        """The autocast dtype, or None for float32."""
         return PRECISIONS[self.precision]
 
     @property
@@ -49,31 +49,31 @@ class Execution:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def context(self, device: torch.device) -> Any:
-        """The precision of forward passes."""
+        """Return the autocast context of forward passes."""
         return torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
 
     def laid_out(self, views: list[Tensor]) -> list[Tensor]:
-        """Views, which recipes give channels last, as the network wants them."""
+        """Convert views, which augmentations return in channels_last, to the memory format of the network."""
         return views if self.channels_last else [view.contiguous() for view in views]
 
     def mark_step(self) -> None:
-        """To be called before each step: CUDA graphs may then write where those of the step before have written."""
+        """Mark the beginning of a step, so that CUDA graphs may reuse the memory of the step before."""
         if self.compile == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
 
-    def apply_to_augmentation(self, views: nn.Module) -> None:
-        """Compile the recipes, or no longer compile them, in place."""
-        for recipe in multi_view_augmentations(views):
-            recipe.compile() if self.compiled_views else recipe.compile_no_longer()
+    def apply_to_augmentation(self, augmentation: nn.Module) -> None:
+        """Compile the augmentation, or undo its compilation, in place."""
+        for multi_view in multi_view_augmentations(augmentation):
+            multi_view.compile() if self.compiled_views else multi_view.compile_no_longer()
 
     def apply(self, method: Method) -> None:
-        """Lay out the weights, set what autocast reaches, and compile or no longer compile the backbone and its
-        slow copies, in place."""
+        """Set the memory format of the weights and what autocast applies to, and compile the backbone and its momentum
+        encoders or undo their compilation, in place."""
         method.to(memory_format=self.memory_format)
         for convolution in depthwise_convolutions(method):
             convolution.__dict__.pop("forward", None)
             if self.depthwise_fp32:
-                # A bound method: a copy of the module takes along one bound to itself.
+                # A bound method, because deepcopy of the module binds it to the copy.
                 convolution.__dict__["forward"] = MethodType(_forward_in_fp32, convolution)
         for network in networks(method):
             network._compiled_call_impl = None
@@ -83,19 +83,19 @@ class Execution:
 
 
 def networks(method: Method) -> Iterator[nn.Module]:
-    """The backbone and its slow copies: what a step spends its time in."""
+    """Yield the backbone and its momentum encoders, which take most of the time of a step."""
     return (module for module in method.modules() if type(module) is type(method.backbone))
 
 
-def multi_view_augmentations(views: nn.Module) -> Iterator[MultiViewAugmentation]:
-    """The recipes of a run's views that are made of named steps: a method may have several, a plugin other ones."""
-    return (part for part in views.modules() if isinstance(part, MultiViewAugmentation))
+def multi_view_augmentations(augmentation: nn.Module) -> Iterator[MultiViewAugmentation]:
+    """Yield the `MultiViewAugmentation`s in a run's augmentation: several for some methods, none for some plugins."""
+    return (module for module in augmentation.modules() if isinstance(module, MultiViewAugmentation))
 
 
 def depthwise_convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
-    """Those with a filter a channel: little to multiply for what they read."""
-    convolutions = (part for part in module.modules() if isinstance(part, nn.Conv2d))
-    return (part for part in convolutions if part.groups == part.in_channels > 1)
+    """Yield the convolutions with one filter group per channel, which compute little for the memory they read."""
+    convolutions = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    return (layer for layer in convolutions if layer.groups == layer.in_channels > 1)
 
 
 def _forward_in_fp32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _forward_in_fp32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def usual(config: RunConfig, device: torch.device) -> Execution:
-    """What is right almost everywhere, where the settings leave it open: the start of every search."""
+    """Return the default execution for the settings and the device, which is the baseline of tuning."""
     precision = usual_precision(device) if config.precision == "auto" else config.precision
     return Execution(
         precision=precision,
@@ -114,8 +114,8 @@ def usual(config: RunConfig, device: torch.device) -> Execution:
     )
 
 
-def possible_here(candidate: Execution, device: torch.device) -> Execution:
-    """The candidate that a run was begun in, on the device and with the number of processes that go on with it."""
-    alone_on_gpu = device.type == "cuda" and distributed.world() == 1
-    compiled = "default" if candidate.compile == "graphs" and not alone_on_gpu else candidate.compile
-    return replace(candidate, compile=compiled, compiled_views=candidate.compiled_views and device.type == "cuda")
+def possible_here(execution: Execution, device: torch.device) -> Execution:
+    """Return the execution that a run was started with, adapted to the device and processes that resume it."""
+    single_gpu = device.type == "cuda" and distributed.world() == 1
+    compiled = "default" if execution.compile == "graphs" and not single_gpu else execution.compile
+    return replace(execution, compile=compiled, compiled_views=execution.compiled_views and device.type == "cuda")

@@ -1,4 +1,4 @@
-"""The sheet of views: each image of the first batch, and what the view recipe made of it."""
+"""A picture of the first views: images of the first batch, each with the views that the augmentation made of it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +18,27 @@ GAP = 2
 
 
 def keep_first_views(run: "Run", setup: "TrainingSetup") -> None:
-    """Write figures/views.png when the recipe makes its next views, unless it is there already.
+    """Write figures/views.png when the augmentation makes its next views, unless the file exists.
 
-    It shows what training itself gets, because it listens rather than draws views of its own.
+    A forward hook records the views of training itself, rather than drawing other ones.
     """
     file = run.path / "figures" / "views.png"
     if file.exists():
         return
 
     def write(_: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        listening.remove()
+        hook.remove()
         with atomic.replacing(file) as temporary:
             Image.fromarray(sheet(inputs[0], output, setup.stores.mean, setup.stores.std)).save(temporary, "PNG")
 
-    listening = setup.augmentation.register_forward_hook(write)
+    hook = setup.augmentation.register_forward_hook(write)
 
 
 def sheet(images: Tensor, views: list[Tensor], mean: Any, std: Any) -> np.ndarray:
-    """A row an image: itself, then its views, smaller crops in the corner of their cell; uint8 [height, width, 3].
+    """Return a contact sheet, uint8 [height, width, 3], with one row per image: the image, then its views.
 
-    images: uint8 [B, 3, H, W]. views: one normalised tensor [V*B, 3, h, w] a resolution, as a recipe gives them.
+    Smaller views are placed in the corner of their cell.
+    images: uint8 [B, 3, H, W]. views: one normalised tensor [V*B, 3, h, w] per resolution, as augmentations return.
     """
     batch, side = len(images), max(images.shape[-1], *(v.shape[-1] for v in views))
     columns = [images, *(_visible(view, mean, std) for same in views for view in same.split(batch))]
@@ -51,7 +52,7 @@ def sheet(images: Tensor, views: list[Tensor], mean: Any, std: Any) -> np.ndarra
 
 
 def _visible(views: Tensor, mean: Any, std: Any) -> Tensor:
-    """Normalised floats back to uint8, of the rows that are shown."""
+    """Convert the shown rows of normalised float views back to uint8."""
     mean, std = (torch.tensor(v, device=views.device).view(1, 3, 1, 1) for v in (mean, std))
     out: Tensor = ((views[:ROWS].float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return out

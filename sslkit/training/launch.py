@@ -1,4 +1,4 @@
-"""Start several processes, and join them: torchrun's launcher, and the process group of torch.distributed."""
+"""Start several processes with torchrun's launcher, and join their process group of torch.distributed."""
 
 import os
 import sys
@@ -20,22 +20,23 @@ if TYPE_CHECKING:
     from sslkit.runs.run import Run
 
 OURS = "SSLKIT_LAUNCHED"
-"""Set for processes that `start` began: the one that began them tells how it ended."""
+"""Environment variable of processes that `start` launched: the launching process reports the outcome, not they."""
 LEFT_ALONE = 3
-"""Exit status of a process whose companions are gone."""
-PATIENCE = timedelta(days=1)
-"""The others wait while the first process evaluates; that one of them is dead, the launcher notices, not a clock."""
+"""Exit status of a process that ends because another process of the group has died."""
+TIMEOUT = timedelta(days=1)
+"""Timeout of collective operations: the other processes wait while the first one evaluates, and the launcher, not a
+timeout, detects dead processes."""
 
 
 def needed(devices: int) -> bool:
-    """Whether this process must start others, rather than train itself."""
+    """Return True if this process must launch others instead of training itself."""
     return devices > 1 and not _launched()
 
 
 def start(run: "Run", devices: int) -> "Run":
-    """Train `run` with `devices` processes of this machine, from its newest checkpoint; returns when they have ended.
+    """Train `run` with `devices` processes on this machine, from its newest checkpoint; return when they have ended.
 
-    Raises UserError where a process died, or ended with a mistake that it has named itself; Interrupted after
+    Raises UserError if a process died, or ended with a user error that it has already printed; Interrupted after
     Ctrl-C and SIGTERM.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -58,7 +59,7 @@ def start(run: "Run", devices: int) -> "Run":
         try:
             elastic_launch(settings, sys.executable)("-m", "sslkit", "resume", str(run.path), "--devices", str(devices))
         except ChildFailedError as failed:
-            raise _why(run, failed, devices) from None
+            raise _failure(run, failed, devices) from None
         except SignalException as signalled:
             raise Interrupted(int(signalled.sigval), within_step=False) from None
     return run
@@ -66,31 +67,31 @@ def start(run: "Run", devices: int) -> "Run":
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Under torchrun, be one of its processes; otherwise be alone."""
+    """Join the process group inside the block if this process was launched by torchrun; otherwise do nothing."""
     if not _launched() or dist.is_initialized():
         yield
         return
-    # Small numbers go over the host even where the gradients go from GPU to GPU.
+    # CPU tensors, such as small numbers, are exchanged by gloo even if gradients are exchanged by NCCL.
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     try:
         yield
     except UserError:
         if not distributed.is_main():
-            # Most likely the first process names the same mistake, and its end is this one's too.
+            # Most likely the first process is about to report the same mistake, after which the launcher ends this one.
             time.sleep(10)
         raise
     except RuntimeError as error:
-        if not _others_are_gone(error):
+        if not _lost_connection(error):
             raise
-        # What ended the other is told by whoever started both.
+        # The launcher reports why the other process ended.
         raise SystemExit(LEFT_ALONE) from error
     finally:
         dist.destroy_process_group()
 
 
 def speaks() -> bool:
-    """Whether this process tells the user how the run ended."""
+    """Return True if this process reports the outcome of the run to the user."""
     return OURS not in os.environ and int(os.environ.get("RANK", 0)) == 0
 
 
@@ -98,27 +99,27 @@ def _launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
-def _others_are_gone(error: RuntimeError) -> bool:
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
-    return isinstance(error, dist.DistNetworkError | dist.DistBackendError) or any(s in str(error) for s in signs)
+def _lost_connection(error: RuntimeError) -> bool:
+    messages = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+    return isinstance(error, dist.DistNetworkError | dist.DistBackendError) or any(m in str(error) for m in messages)
 
 
-def _why(run: "Run", failed: Any, devices: int) -> UserError:
-    """In words what ended the processes. The first to fail is the cause; the others were stopped."""
+def _failure(run: "Run", failed: Any, devices: int) -> UserError:
+    """Return a UserError that explains what ended the first process to fail; the launcher stopped the others."""
     rank, first = min(failed.failures.items(), key=lambda item: item[1].timestamp)
     if first.exitcode == 2:
-        return UserError("the run ended with the mistake named above")
+        return UserError("the run ended with the error above")
     how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"failed with status {first.exitcode}"
     saved = run.checkpoints
-    mend = f"go on with: sslkit resume {run.path}" if saved else "there is no checkpoint yet"
+    remedy = f"resume with: sslkit resume {run.path}" if saved else "there is no checkpoint yet"
     return UserError(
         f"process {rank} of {devices} {how}, and the others were stopped; last checkpoint: "
-        f"{saved[-1] if saved else 'none'}; {mend}"
+        f"{saved[-1] if saved else 'none'}; {remedy}"
     )
 
 
 def _quieten_launcher() -> None:
-    """torchrun logs a page of its own about a failure that is told in one sentence here."""
+    """Silence torchrun's long log of a failure, which is reported here in one sentence."""
     import logging
 
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):

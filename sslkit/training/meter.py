@@ -1,4 +1,4 @@
-"""What a run measures of itself, read from the device once a logging interval."""
+"""Training metrics, accumulated on the device and read once per logging interval."""
 
 import math
 import time
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Running sums on the device: adding to them never makes the host wait for it."""
+    """Running sums of metrics on the device; adding to them never synchronises host and device."""
 
     def __init__(self, backbone: nn.Module, device: torch.device, seconds: float = 0.0) -> None:
         self._backbone = backbone
@@ -44,7 +44,7 @@ class Meter:
             self._features = output.detach()
 
     def start(self) -> None:
-        """Begin an interval; evaluations and checkpoints before it do not count."""
+        """Start a new interval, which excludes the time of evaluations and checkpoints before it."""
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._images = 0
@@ -53,13 +53,13 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in here is time spent waiting for data."""
+        """Count the time inside the block as time spent waiting for data."""
         with Stopwatch() as watch:
             yield
         self._waited += watch.seconds
 
     def add(self, step: int, scalars: dict[str, Tensor], images: int) -> None:
-        """One step's detached scalars."""
+        """Add the detached scalars of one step."""
         for name, value in scalars.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         first_bad = (self._bad_step < 0) & ~torch.isfinite(scalars["loss"])
@@ -70,13 +70,13 @@ class Meter:
 
     @property
     def pending(self) -> bool:
-        """Whether steps have been added since the last reading."""
+        """True if steps have been added since the last reading."""
         return self._count > 0
 
     def read(self, run: "Run", lr: float, epoch: float) -> dict[str, Any]:
-        """Means since the last reading, over all processes, and a fresh interval.
+        """Return the means since the last reading, over all processes, and start a new interval.
 
-        All processes call it after the same step. Raises UserError where a loss was not finite.
+        All processes must call it after the same step. Raises UserError if a loss was not finite.
         """
         self.stop_if_not_finite(run)
         totals = distributed.mean(torch.stack([value.float() for value in self._sums.values()]))
@@ -98,7 +98,7 @@ class Meter:
         return {k: _plain(v) for k, v in record.items()}
 
     def stop_if_not_finite(self, run: "Run") -> None:
-        """Raises UserError naming the first step whose loss was not finite, before anything of it is saved."""
+        """Raise UserError naming the first step whose loss was not finite, before its weights are saved."""
         step = distributed.largest(int(self._bad_step))
         if step >= 0:
             saved = run.checkpoints
@@ -119,7 +119,7 @@ class Meter:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN; null says that there is no number."""
+    """Round floats to six digits; None for NaN and infinities, which JSON lacks."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None

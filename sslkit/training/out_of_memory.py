@@ -1,4 +1,4 @@
-"""When memory runs out: advise by how much to reduce what, after trying it."""
+"""Advice when memory runs out: a smaller setting that has been tried and fits."""
 
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sslkit.training.setup import TrainingSetup
 
 
-TOLD = (
+MESSAGES = (
     "allocate memory",
     "could not create a primitive",
     "CUDA out of memory",
@@ -24,12 +24,16 @@ TOLD = (
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """torch has a type of its own for it on CUDA; the libraries below it, and those of the CPU, only messages."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in TOLD)
+    """Return True if the error means that memory ran out.
+
+    torch raises its own exception type on CUDA; errors of lower-level libraries and of CPU libraries can only be
+    recognised by their messages.
+    """
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MESSAGES)
 
 
 def out_of_memory(setup: "TrainingSetup", image_batch: Any, error: RuntimeError) -> UserError:
-    """The advice: the largest micro-batch whose step has just been seen to fit."""
+    """Return a UserError that recommends the largest micro-batch for which a training step has been tried and fits."""
     config, processes = setup.config, distributed.world()
     key, value = ("micro_batch", config.micro_batch) if config.micro_batch else ("batch_size", config.batch_size)
     asked = f"out of memory at {key}={value} with images of {setup.stores.image_size} px"
@@ -37,13 +41,15 @@ def out_of_memory(setup: "TrainingSetup", image_batch: Any, error: RuntimeError)
     size = config.micro_batch or share
     smaller = _divisors(share, size)
     if not smaller and size > 3:
-        return UserError(f"{asked}, and {share} images cannot be taken in parts: use a batch_size of many divisors")
+        return UserError(
+            f"{asked}, and {share} images cannot be split into micro-batches: use a batch_size with more divisors"
+        )
     if not smaller:
         return UserError(f"{asked}, {size} at a time; use a smaller data.image_size or backbone")
     if processes > 1:
         return UserError(f"{asked}, {size} images on each of {processes} processes; set micro_batch={smaller[0]}")
-    error.__traceback__ = None  # The traceback holds the failed step's tensors.
-    # What the failed step took, kept, would be missing from whatever is not allocated by malloc.
+    error.__traceback__ = None  # The traceback keeps the failed step's tensors alive.
+    # Memory freed by the failed step but kept by malloc would be unavailable to other allocators.
     with freed_memory(keep=False):
         fits = _largest_that_fits(setup, image_batch)
     if fits is None:
@@ -63,7 +69,8 @@ def _largest_that_fits(setup: "TrainingSetup", image_batch: Any) -> int | None:
         setup.optimizer.zero_grad(set_to_none=True)
         release(setup.device)
         try:
-            # Code was compiled for another size. Where nothing is, the compiler's modules would need memory, too.
+            # The network was compiled for another batch size. If it is not compiled, do not import the compiler, whose
+            # modules need memory too.
             with nullcontext() if setup.execution.compile == "no" else uncompiled():
                 train_step(setup, [image_batch], 0, micro_batch=size)
             return size
@@ -74,9 +81,9 @@ def _largest_that_fits(setup: "TrainingSetup", image_batch: Any) -> int | None:
 
 
 def _divisors(share: int, size: int) -> list[int]:
-    """Sizes that divide `share`, each at most half of the one before, from at most half of `size` down to 2."""
+    """Return divisors of `share` from at most `size` / 2 down to 2, each at most half of the one before it."""
     chosen = [size]
-    for part in range(size // 2, 1, -1):
-        if share % part == 0 and 2 * part <= chosen[-1]:
-            chosen.append(part)
+    for divisor in range(size // 2, 1, -1):
+        if share % divisor == 0 and 2 * divisor <= chosen[-1]:
+            chosen.append(divisor)
     return chosen[1:]

@@ -1,4 +1,4 @@
-"""What a run would take, found out before it: a few real steps are timed, and nothing of it is kept."""
+"""Estimate time, memory and energy of a run before it, by timing a few real steps; nothing is kept."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,53 +24,55 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STEPS = 10
-"""Steps that are timed, at most; the first step, which warms up, is not one of them."""
+"""Maximum number of timed steps, after one for warm-up."""
 SECONDS = 20.0
-"""Time for them; at least one is timed, however long it takes."""
+"""Seconds after which no further step is timed; at least one is timed."""
 CARD_GIB = 7.6
-"""What a card of 8 GB has left for a process, GiB: the driver keeps some of 8."""
+"""GiB that a GPU of 8 GB offers to a process; the driver reserves the rest."""
 CONTEXT_GIB = 0.5
-"""About what CUDA itself takes of that, in no tensor."""
+"""Approximate GiB of the CUDA context, which is not part of any tensor."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would take; `basis` says how each of it is known."""
+    """Estimates for a run; `basis` describes how they were obtained."""
 
     parameters: int
-    """Of the backbone."""
+    """Parameters of the backbone."""
     trained: int
-    """Parameters that are stepped, heads included."""
+    """Parameters that the optimizer updates, heads included."""
     gflops_image: float
-    """10⁹ FLOPs of the backbone for one image (two a multiply-add)."""
+    """10⁹ FLOPs of the backbone for one image (two per multiply-add)."""
     pflops: float
-    """10¹⁵ FLOPs of the whole training, backward passes and every view included."""
+    """10¹⁵ FLOPs of the whole training, with backward passes and all views."""
     steps: int
     """Optimizer steps."""
     seconds_step: float
-    """Median seconds of one, data included."""
+    """Median seconds per step, data loading included."""
     images_per_second: float
-    """Of all processes together."""
+    """Images per second of all processes together."""
     hours: float
-    """Of training alone: evaluations come on top."""
+    """Hours of training, without evaluations."""
     memory_gib: float
-    """Largest need of one device."""
+    """Peak GiB of one device."""
     fits_8gb: bool
-    """Whether that is less than a card of 8 GB has."""
+    """True if `memory_gib` fits a GPU of 8 GB."""
     kwh: float
+    """Energy of training, in kWh."""
     kg_co2e: float
+    """Emissions of training, in kg of CO2 equivalent."""
     basis: dict[str, str]
-    """In words: time, memory, energy."""
+    """Sentences under the keys time, memory and energy that describe how these estimates were obtained."""
 
 
 def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> Plan:
-    """Time a few real steps of the run. Writes nothing, apart from packed images into the cache that a run uses too.
+    """Estimate a run by timing a few real steps. Writes nothing but packed images in the cache, which runs use too.
 
-    Of several processes one is tried, with its share of the batch. Raises UserError as the run would, out of
-    memory included.
+    For several processes, one is tried with its share of the batch. Raises UserError as the run would, also if memory
+    runs out.
     """
     config, processes = resolved.config, resolved.config.devices
-    # Compiling takes longer than a plan should, and hides the FLOPs.
+    # Compilation takes longer than a plan should, and hides FLOPs from the counter.
     share = {"batch_size": config.batch_size // processes, "devices": 1, "compile": False}
     setup = build(config.model_copy(update=share), log)
     steps = setup.steps_per_epoch // processes * config.epochs
@@ -97,7 +99,7 @@ def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> 
 
 
 def as_table(plan: Plan) -> "Table":
-    """For the terminal: what, how much, and how it is known."""
+    """Return a table for the terminal: quantity, estimate, and how it was obtained."""
     from rich.table import Table
 
     table = Table("", "expected", "how it is known", box=None, header_style="bold", pad_edge=False)
@@ -108,52 +110,52 @@ def as_table(plan: Plan) -> "Table":
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     fits = "fits" if plan.fits_8gb else "does not fit"
-    yield "backbone", f"{plan.parameters / 1e6:.3g} M parameters, {plan.gflops_image:.3g} GFLOPs an image", "counted"
+    yield "backbone", f"{plan.parameters / 1e6:.3g} M parameters, {plan.gflops_image:.3g} GFLOPs per image", "counted"
     yield "training", f"{plan.trained / 1e6:.3g} M parameters, {plan.pflops:.3g} PFLOPs", "counted in one step"
     yield "steps", f"{plan.steps:,}", "counted"
-    yield "speed", f"{plan.seconds_step:.3g} s a step, {plan.images_per_second:.0f} images/s", plan.basis["time"]
-    yield "time", f"{plan.hours:.3g} h", "steps × seconds a step; evaluations come on top"
-    yield "memory", f"{plan.memory_gib:.2f} GiB: {fits} a card of 8 GB", plan.basis["memory"]
+    yield "speed", f"{plan.seconds_step:.3g} s/step, {plan.images_per_second:.0f} images/s", plan.basis["time"]
+    yield "time", f"{plan.hours:.3g} h", "steps × seconds per step; without evaluations"
+    yield "memory", f"{plan.memory_gib:.2f} GiB: {fits} a GPU of 8 GB", plan.basis["memory"]
     yield "energy", f"{plan.kwh:.3g} kWh, {plan.kg_co2e:.3g} kg CO2e", plan.basis["energy"]
 
 
 def _try(setup: TrainingSetup) -> tuple[list[float], int, tuple[float, str]]:
-    """(seconds of each timed step, FLOPs of one, (GiB of memory, how that is known))."""
+    """Return (seconds of each timed step, FLOPs of one step, (GiB of memory, how that was obtained))."""
     batches = chain.from_iterable(setup.loader.epoch(epoch, 0) for epoch in count())
     first = list(islice(batches, setup.config.accumulate))
     try:
-        step_flops, kept = _first_step(setup, first)
+        step_flops, saved = _first_step(setup, first)
         seconds = list(_timed_steps(setup, batches))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise out_of_memory(setup, first[0], error) from error
         raise
-    memory = _measured(setup.device) if setup.device.type == "cuda" else _estimated(setup, kept)
+    memory = _measured(setup.device) if setup.device.type == "cuda" else _estimated(setup, saved)
     return seconds, step_flops, memory
 
 
 def _first_step(setup: TrainingSetup, image_batches: list[Any]) -> tuple[int, int]:
-    """(FLOPs, bytes kept for the backward pass) of the step that warms up."""
+    """Return (FLOPs, peak bytes saved for the backward pass) of the warm-up step."""
     from torch.utils.flop_counter import FlopCounterMode
 
     if setup.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(setup.device)
-    kept = _Kept(setup)
+    saved = _SavedTensors(setup)
     setup.schedule.set(0)
     counter = FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
     )
-    with counter, torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+    with counter, torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
         train_step(setup, image_batches, 0)
-    return counter.get_total_flops(), kept.peak
+    return counter.get_total_flops(), saved.peak
 
 
 def _convolution_backward(
     gradient: list[int], x: list[int], weight: list[int], *settings: Any, out_shape: Any = None
 ) -> int:
-    """FLOPs of a convolution's backward pass: those of its forward pass again for each of its two gradients.
+    """Return the FLOPs of a convolution's backward pass: those of its forward pass for each of the two gradients.
 
-    torch's own formula counts the weights of a convolution in groups as if every channel met every other.
+    torch's own formula ignores groups: it counts the weight gradient as if every channel were connected to every other.
     """
     from torch.utils.flop_counter import conv_flop_count
 
@@ -177,7 +179,7 @@ def _timed_steps(setup: TrainingSetup, batches: Iterator[Any]) -> Iterator[float
 
 def _time_basis(timed: int, config: RunConfig) -> str:
     basis = f"median of {timed} real steps after one" + ("" if config.compile is False else ", uncompiled")
-    return basis if config.devices == 1 else f"{basis}, of one of {config.devices} processes; no exchange counted"
+    return basis if config.devices == 1 else f"{basis}, in one of {config.devices} processes; communication not counted"
 
 
 # --- memory ---
@@ -185,21 +187,21 @@ def _time_basis(timed: int, config: RunConfig) -> str:
 
 def _measured(device: torch.device) -> tuple[float, str]:
     gib = torch.cuda.max_memory_allocated(device) / 2**30
-    return gib + CONTEXT_GIB, f"measured: peak of all tensors, {gib:.2f}, and about {CONTEXT_GIB} for CUDA itself"
+    return gib + CONTEXT_GIB, f"measured: {gib:.2f} at the peak of all tensors, plus about {CONTEXT_GIB} for CUDA"
 
 
-def _estimated(setup: TrainingSetup, kept: int) -> tuple[float, str]:
-    """What a GPU would need, of what this device shows."""
+def _estimated(setup: TrainingSetup, saved: int) -> tuple[float, str]:
+    """Estimate the memory that a GPU would need, from the tensors on this device."""
     stepped = [p for group in setup.optimizer.param_groups for p in group["params"]]
     state = [t for tensors in setup.optimizer.state.values() for t in tensors.values() if isinstance(t, Tensor)]
     weights = [*setup.method.parameters(), *setup.method.buffers()]
     model = _bytes(weights) + _bytes(stepped) + _bytes(state)
     images = len(setup.stores.pretrain) * 3 * setup.stores.pretrain.size**2 if setup.loader.kind == "resident" else 0
-    gib = [n / 2**30 for n in (kept, model, images)]
+    gib = [n / 2**30 for n in (saved, model, images)]
     dtype = str(setup.autocast or torch.float32).removeprefix("torch.")
     basis = (
-        f"estimated: {gib[0]:.2f} kept for the backward pass ({dtype}), {gib[1]:.2f} of weights, gradients and "
-        f"optimizer, {gib[2]:.2f} of images, {CONTEXT_GIB} for CUDA; passing buffers not counted"
+        f"estimated: {gib[0]:.2f} saved for the backward pass ({dtype}), {gib[1]:.2f} of weights, gradients and "
+        f"optimizer, {gib[2]:.2f} of images, {CONTEXT_GIB} for CUDA; temporary buffers not counted"
     )
     return sum(gib) + CONTEXT_GIB, basis
 
@@ -208,40 +210,41 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-class _Kept:
-    """Bytes that autograd keeps for the backward pass: each piece of memory once, and `peak` the most at one time."""
+class _SavedTensors:
+    """Bytes that autograd saves for the backward pass: each storage is counted once, weights not at all."""
 
     def __init__(self, setup: TrainingSetup) -> None:
         self._weights = {p.untyped_storage().data_ptr() for p in setup.method.parameters()}
-        self._holders: dict[int, int] = {}
-        self._now = 0
+        self._references: dict[int, int] = {}
+        self._bytes = 0
         self.peak = 0
+        """Maximum bytes at one time."""
 
-    def pack(self, tensor: Tensor) -> "_Held":
-        return _Held(tensor.detach(), self)
+    def pack(self, tensor: Tensor) -> "_SavedTensor":
+        return _SavedTensor(tensor.detach(), self)
 
     @staticmethod
-    def unpack(held: "_Held") -> Tensor:
-        return held.tensor
+    def unpack(saved: "_SavedTensor") -> Tensor:
+        return saved.tensor
 
-    def hold(self, memory: torch.UntypedStorage, holders: int) -> None:
-        """`holders`: 1 for one more tensor in this piece of memory, -1 for one less."""
-        where = memory.data_ptr()
-        if where in self._weights:
+    def count(self, storage: torch.UntypedStorage, change: int) -> None:
+        """Count one saved tensor more (change = 1) or less (-1) in `storage`."""
+        address = storage.data_ptr()
+        if address in self._weights:
             return
-        before = self._holders.get(where, 0)
-        self._holders[where] = before + holders
-        if (before > 0) != (before + holders > 0):
-            self._now += holders * memory.nbytes()
-            self.peak = max(self.peak, self._now)
+        before = self._references.get(address, 0)
+        self._references[address] = before + change
+        if (before > 0) != (before + change > 0):
+            self._bytes += change * storage.nbytes()
+            self.peak = max(self.peak, self._bytes)
 
 
-class _Held:
-    """A tensor that autograd keeps; when autograd lets go of it, it no longer counts."""
+class _SavedTensor:
+    """A tensor that autograd saves; it is counted until autograd releases it."""
 
-    def __init__(self, tensor: Tensor, kept: _Kept) -> None:
-        self.tensor, self._kept = tensor, kept
-        kept.hold(tensor.untyped_storage(), 1)
+    def __init__(self, tensor: Tensor, counter: _SavedTensors) -> None:
+        self.tensor, self._counter = tensor, counter
+        counter.count(tensor.untyped_storage(), 1)
 
     def __del__(self) -> None:
-        self._kept.hold(self.tensor.untyped_storage(), -1)
+        self._counter.count(self.tensor.untyped_storage(), -1)

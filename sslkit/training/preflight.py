@@ -1,4 +1,4 @@
-"""What only a new run needs: components that find nothing wrong, data to fill a batch, devices, a free folder."""
+"""Checks of a new run: components' own checks, enough data for a batch, devices, an empty run directory."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,16 +15,16 @@ from sslkit.training.optim.optimizer import known_optimizer
 
 
 def resolve_new(words: Iterable[str] = (), recipe: str | Path | None = None) -> Resolved:
-    """As `resolve`, for a run that is about to start: the machine and the data are looked at, too.
+    """Resolve the configuration of a new run like `resolve`, and also check it against the machine and the data.
 
-    Raises UserError naming every mistake.
+    Raises UserError that lists every mistake.
     """
     mistakes = Mistakes()
     return resolve_new_layers([words_layer(words, recipe, mistakes)], mistakes)
 
 
 def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
-    """As `resolve_layers`, for a run that is about to start."""
+    """Resolve layers like `resolve_layers`, and also check them against the machine and the data."""
     draft = draft_layers(layers, mistakes)
     _check_components(draft, mistakes)
     if draft.config is not None:
@@ -33,7 +33,7 @@ def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
 
 
 def _check_components(draft: Draft, mistakes: Mistakes) -> None:
-    """Note what each component finds wrong with its own settings, and data too small for the batch."""
+    """Add the mistakes that components find in their own settings, and a batch larger than the data."""
     sections, batch_size = draft.sections, draft.values.get("batch_size")
     named = {**sections, **{f"evaluators.{e.name}": e for e in draft.evaluators}}
     wrong = {section: list(choice.options.check()) for section, choice in named.items() if choice}
@@ -57,11 +57,11 @@ def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> Non
 
 
 def _check_machine(config: RunConfig, mistakes: Mistakes) -> None:
-    """An optimizer or tracker that is not installed, a taken folder, a missing device, uneven batches."""
+    """Add mistakes about optimizers and trackers not installed, a non-empty run directory, devices and batch sizes."""
     if problem := known_optimizer(config.optimizer.name):
         mistakes.add("optimizer.name", problem)
     if config.out and config.out.exists() and any(config.out.iterdir() if config.out.is_dir() else [1]):
-        mistakes.add("out", f"{config.out} already holds something; choose another, or `sslkit resume {config.out}`")
+        mistakes.add("out", f"{config.out} already contains files; choose another, or `sslkit resume {config.out}`")
     if missing := _device_missing(config.device, config.devices):
         mistakes.add("device", missing)
     try:
@@ -78,8 +78,8 @@ def _compare_batches(config: RunConfig, mistakes: Mistakes) -> None:
             "devices", f"batch_size={config.batch_size} cannot be divided by {config.devices}; make it a multiple"
         )
     elif config.micro_batch and share % config.micro_batch:
-        of = f"the {share} images of each process" if config.devices > 1 else f"batch_size={share}"
-        mistakes.add("micro_batch", f"{config.micro_batch} does not divide {of}; choose a divisor")
+        divided = f"the {share} images of each process" if config.devices > 1 else f"batch_size={share}"
+        mistakes.add("micro_batch", f"{config.micro_batch} does not divide {divided}; choose a divisor")
 
 
 def _device_missing(device: str, devices: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Everything that a training run is made of."""
+"""The objects that a training run consists of."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from sslkit.training.optim.schedule import Schedule, scaled_lr
 
 @dataclass
 class TrainingSetup:
-    """Everything a run is made of, built once."""
+    """The objects that a training run consists of, built once."""
 
     config: RunConfig
     stores: Stores
@@ -23,7 +23,7 @@ class TrainingSetup:
     augmentation: nn.Module
     method: Method
     trained: nn.Module
-    """What a step calls: the method, or with several processes the method in DistributedDataParallel."""
+    """The module that a step calls: the method, wrapped in DistributedDataParallel if there are several processes."""
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -33,19 +33,20 @@ class TrainingSetup:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The type of autocast, or None for plain float32."""
+        """The autocast dtype, or None for float32."""
         return self.execution.autocast
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.config.epochs
 
     @property
     def images_per_step(self) -> int:
-        """Images an optimizer step, on all processes together."""
+        """Images per optimizer step, on all processes together."""
         return self.config.batch_size * self.config.accumulate
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after scaling by the batch, at the end of the warm-up."""
+        """The learning rate at the end of the warm-up, after scaling by the batch."""
         return scaled_lr(self.config.optimizer, self.images_per_step)

@@ -1,4 +1,4 @@
-"""One optimizer step: views, forward, backward and update, with the batch in one index or in micro-batches."""
+"""One optimizer step: views, forward, backward and update, with the batch whole or in micro-batches."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,9 +21,9 @@ Scalars = dict[str, Tensor]
 
 
 def train_step(setup: "TrainingSetup", batches: list[ImageBatch], step: int, micro_batch: int | None = None) -> Scalars:
-    """One optimizer step on `accumulate` batches of images; returns detached scalars, still on the device.
+    """Take one optimizer step on `accumulate` batches of images; return detached scalars, still on the device.
 
-    `micro_batch` overrides the run's setting.
+    micro_batch: overrides the run's setting.
     """
     micro_batch = micro_batch or setup.config.micro_batch
     setup.execution.mark_step()
@@ -41,7 +41,7 @@ def train_step(setup: "TrainingSetup", batches: list[ImageBatch], step: int, mic
 
 
 def update(setup: "TrainingSetup") -> Scalars:
-    """What the optimizer makes of the gradients, clipped where the settings ask for it; scalars of that."""
+    """Clip the gradients if the settings ask for it, and step the optimizer; return the scalars of that (grad_norm)."""
     scalars: Scalars = {}
     if setup.config.optimizer.clip_grad:
         setup.scaler.unscale_(setup.optimizer)
@@ -54,7 +54,7 @@ def update(setup: "TrainingSetup") -> Scalars:
 
 
 class _MicroBatches:
-    """A batch in micro-batches, whose views come from one seed: made again, they are the same."""
+    """The micro-batches of a batch. Their views are seeded, so that making them again gives the same views."""
 
     def __init__(self, setup: "TrainingSetup", images: ImageBatch, step: int, number: int, size: int) -> None:
         self.setup = setup
@@ -66,7 +66,7 @@ class _MicroBatches:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> Batch:
-        """The views of one micro-batch; torch's global generator is seeded for what the method draws from it."""
+        """Return the views of one micro-batch, and seed torch's global generator for the method's own draws."""
         images = self._batches[index]
         generator = _seeded(self.setup, self._step, self._number << 16 | index)
         labels = images.labels if self.setup.method.uses_labels else None
@@ -75,7 +75,7 @@ class _MicroBatches:
 
 
 def rows_of(images: ImageBatch, rows: slice) -> ImageBatch:
-    """Some images of a batch, with what belongs to them."""
+    """Return the selected images of a batch with their indices and labels."""
     return ImageBatch(
         images.images[rows],
         images.indices[rows],
@@ -84,7 +84,10 @@ def rows_of(images: ImageBatch, rows: slice) -> ImageBatch:
 
 
 def _seeded(setup: "TrainingSetup", step: int, index: int) -> torch.Generator:
-    """All randomness of a step is a pure function of seed, step and rank, so a resumed run needs no generator state."""
+    """Seed torch's global generator, and return one for the views.
+
+    All randomness of a step is a pure function of seed, step and rank, so that resuming needs no generator state.
+    """
     numbers = [setup.config.seed, step, distributed.rank(), index]
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(seed)
@@ -92,12 +95,15 @@ def _seeded(setup: "TrainingSetup", step: int, index: int) -> torch.Generator:
 
 
 def _backward(micro_batches: _MicroBatches, share: float, last: bool) -> Scalars:
-    """Gradients of `share` times the loss, added to what is there. `last`: other processes' are averaged in."""
+    """Add the gradients of `share` times the loss to the existing ones.
+
+    last: average over the processes in this backward pass (with DistributedDataParallel).
+    """
     setup = micro_batches.setup
     if len(micro_batches) > 1 and couples_images(setup.method):
         return _backward_twice(micro_batches, share)
     sums: Scalars = {}
-    with nullcontext() if last else _alone(setup.trained):
+    with nullcontext() if last else _without_sync(setup.trained):
         for index in range(len(micro_batches)):
             batch = micro_batches[index]
             with setup.execution.context(setup.device):
@@ -108,21 +114,21 @@ def _backward(micro_batches: _MicroBatches, share: float, last: bool) -> Scalars
     return sums
 
 
-def _alone(trained: nn.Module) -> AbstractContextManager[None]:
-    """Backward passes inside leave other processes' gradients out."""
+def _without_sync(trained: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which backward passes do not average gradients over the processes."""
     return trained.no_sync() if isinstance(trained, DistributedDataParallel) else nullcontext()
 
 
 def couples_images(method: Method) -> bool:
-    """Whether the loss compares images with each other, so that it is no mean over them."""
+    """Return True if the loss compares images with each other, so that it is not a mean over images."""
     return type(method).embed is not Method.embed
 
 
 def _backward_twice(micro_batches: _MicroBatches, share: float) -> Scalars:
     """Compute the gradient of the whole batch in the memory of one micro-batch (GradCache: Gao et al. 2021, section 3).
 
-    Embed every micro-batch without a graph; from the loss of all, the gradient of each embedding; then embed every
-    micro-batch again, with a graph, and go back from its embeddings.
+    First embed every micro-batch without a graph and compute the loss of all embeddings and its gradient with respect
+    to each of them; then embed every micro-batch again, with a graph, and backpropagate from its embeddings.
     """
     setup, method = micro_batches.setup, micro_batches.setup.method
     leaves = _leaves(micro_batches)
@@ -136,13 +142,13 @@ def _backward_twice(micro_batches: _MicroBatches, share: float) -> Scalars:
         with setup.execution.context(setup.device):
             embedded = method.embed(batch)
         rows = slice(done, done := done + len(batch.indices))
-        pulled = [name for name in grads if embedded[name].requires_grad]
-        torch.autograd.backward([embedded[name] for name in pulled], [grads[name][rows] for name in pulled])
+        trained = [name for name in grads if embedded[name].requires_grad]
+        torch.autograd.backward([embedded[name] for name in trained], [grads[name][rows] for name in trained])
     return out
 
 
 def _leaves(micro_batches: _MicroBatches) -> dict[str, Tensor]:
-    """The embeddings of the whole batch, as leaves of a new graph."""
+    """Return the embeddings of the whole batch, as leaves of a new graph."""
     method = micro_batches.setup.method
     with torch.no_grad(), _kept_statistics(method):
         embedded = []
@@ -156,7 +162,7 @@ def _leaves(micro_batches: _MicroBatches) -> dict[str, Tensor]:
 
 @contextmanager
 def _kept_statistics(method: nn.Module) -> Iterator[None]:
-    """Batch norm's running statistics must count each image once."""
+    """Restore batch norm's running statistics after the block, because they must count each image once."""
     norms = [module for module in method.modules() if isinstance(module, _BatchNorm)]
     before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     yield

@@ -10,7 +10,7 @@ from sslkit.machine import distributed
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; `status` is the exit status, 130 or 143."""
+    """Raised when a signal stops a run; `status` is the exit status, 130 or 143."""
 
     def __init__(self, signum: int, within_step: bool) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopper:
-    """While entered, the first signal asks the run to stop after its step; a second one stops it at once."""
+    """Context in which the first signal requests a stop after the current step, and a second one stops immediately."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self.asked: int | None = None
@@ -28,7 +28,7 @@ class Stopper:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopper":
-        # Python lets only the main thread set handlers; elsewhere the caller's own handling stays in force.
+        # Only the main thread may set signal handlers; in other threads the caller's handlers remain.
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -38,7 +38,10 @@ class Stopper:
             signal.signal(signum, handler)
 
     def at_once(self, work: Callable[[], None]) -> None:
-        """For work that changes nothing worth saving (an evaluation): a signal breaks it off, for `stop_if_asked`."""
+        """Run `work`, which a signal interrupts immediately because it changes nothing that is saved (an evaluation).
+
+        The request to stop is kept for `stop_if_asked`.
+        """
         self._immediate = True
         try:
             if not self.asked:
@@ -49,7 +52,7 @@ class Stopper:
             self._immediate = False
 
     def stop_if_asked(self) -> None:
-        """Called between two steps, by all processes. Raises Interrupted in all of them if a signal has come to one."""
+        """Raise Interrupted in all processes if any of them received a signal; all must call it between two steps."""
         if signum := distributed.largest(self.asked or 0):
             raise Interrupted(signum, within_step=False)
 
@@ -57,4 +60,4 @@ class Stopper:
         again, self.asked = self.asked, signum
         if self._immediate or again:
             raise Interrupted(signum, within_step=not self._immediate)
-        self._log("stopping after this step; again to stop at once, without saving")
+        self._log("stopping after this step; a second Ctrl-C stops immediately, without saving")

@@ -1,8 +1,9 @@
-"""`sslkit bench`: how fast a run trains on this machine, what bounds it, and how fast others do the same.
+"""`sslkit bench`: measure the training speed of a run on this machine, its upper bound, and that of other libraries.
 
-`clock.py` lets contestants take turns and sums up what they took, `contestants.py` holds sslkit's own (the step, its
-bound, its stages, its views), `peers.py` chooses the others: `lightly_peer.py` trains, `views_peers.py` makes views,
-both fed by `workers.py`. `contest.py` runs it all, `show.py` prints, draws and writes the result.
+`clock.py` times contestants in turns and summarises the times. `contestants.py` defines sslkit's own contestants (the
+step, its bound, its stages, its views); `peers.py` selects those of other libraries: `lightly_peer.py` trains,
+`views_peers.py` makes views, both with the data loader of `workers.py`. `contest.py` runs the measurement; `show.py`
+prints, draws and writes the result.
 """
 
 from typing import Any

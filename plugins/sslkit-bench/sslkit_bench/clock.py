@@ -1,4 +1,4 @@
-"""Contestants take turns, so that whatever slows the machine for a while slows all of them; and what they took."""
+"""Time contestants in turns, so that a temporary slowdown of the machine affects all of them."""
 
 import math
 import statistics
@@ -12,62 +12,63 @@ from sslkit.machine.allocator import freed_memory
 from sslkit.machine.stopwatch import Stopwatch
 
 TURN_SECONDS = 1.0
-"""A turn takes as many steps as fill about this time: one short step alone would measure the scheduler."""
+"""Approximate seconds of a turn, which takes as many steps as fit: single short steps would measure the scheduler."""
 MOST_STEPS = 1000
+"""Maximum number of steps per turn."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How often everything is measured."""
+    """Number of rounds and time limit of a measurement."""
 
     repeats: int = 5
-    """Rounds that count; in each, every contestant has one turn."""
+    """Timed rounds; in each, every contestant has one turn."""
     warmup: int = 1
-    """Rounds before them; the last shows how many steps fill a turn."""
+    """Rounds before the timed ones; the last one determines the number of steps per turn."""
     seconds: float = 600.0
-    """No round begins later than this after the first that counts; that one always runs."""
+    """Seconds after the start of the first timed round beyond which no further round starts."""
 
 
 class NotTheSame(Exception):
-    """A peer cannot do what the run does: in words, what it lacks."""
+    """Raised if a peer cannot do what the run does; the message says what it lacks."""
 
 
 class Contestant:
-    """Something that does steps on `images` images each. A subclass defines `step`."""
+    """Base class of what is timed: it takes steps on `images` images each. A subclass defines `step`."""
 
     name: str
     images: int
     least: int = 1
-    """Steps of a turn come in multiples of this: with several workers batches arrive in bursts."""
+    """The number of steps per turn is a multiple of this, because several workers deliver batches in bursts."""
     foreign: bool = False
-    """A peer whose failure is told, and costs the others nothing."""
+    """True for a peer, whose failure is reported but does not end the measurement."""
     note: str = ""
-    """How it was run, in words."""
+    """Description of how it was run."""
 
     def begin(self) -> None:
-        """Before each turn; not timed."""
+        """Prepare a turn; not timed."""
 
     def step(self) -> dict[str, float] | None:
-        """One step; seconds of its parts by name, where it measures those."""
+        """Take one step; return the seconds of its parts by name, if it measures those."""
         raise NotImplementedError(f"{type(self).__name__} defines no step")
 
     def end(self) -> None:
-        """After each turn; not timed. Nothing of it may go on while the others have theirs."""
+        """End a turn; not timed. Nothing of the contestant may run during the turns of others."""
 
     def close(self) -> None:
-        """After the last turn."""
+        """Release resources after the last turn."""
 
 
 @dataclass
 class TurnTimes:
-    """What one contestant took, a figure a round."""
+    """Times of one contestant, one value per timed round."""
 
     steps: int
-    """Timed steps a turn."""
+    """Timed steps per turn."""
     seconds: list[float] = field(default_factory=list)
-    """Mean seconds of a step."""
+    """Mean seconds of a step in each round."""
     parts: dict[str, list[float]] = field(default_factory=dict)
-    """The same of each part of a step."""
+    """Mean seconds of each part of a step in each round, by name."""
 
     def add(self, seconds: float, parts: dict[str, float]) -> None:
         self.seconds.append(seconds)
@@ -81,9 +82,9 @@ def take_turns(
     wait: Callable[[], None],
     log: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, TurnTimes], dict[str, str]]:
-    """({name: turn_times}, {name of a foreign contestant: why it could not take part}).
+    """Run the rounds and return ({name: times}, {name of a peer that failed: reason}).
 
-    `wait` returns when the device has done all it was given.
+    wait: returns when the device has finished its queued work.
     """
     race = _Race(wait)
     log(f"warming up: {', '.join(contestant.name for contestant in contestants)}")
@@ -97,7 +98,7 @@ def take_turns(
             log(f"{number} of {protocol.repeats} rounds: the time is up")
             break
         log(f"round {number + 1} of {protocol.repeats}")
-        # There and back: what drifts steadily is the same for all after two rounds.
+        # Reverse the order every second round, so that a linear drift affects all contestants alike.
         for contestant in contestants[:: -1 if number % 2 else 1]:
             race.count(contestant)
     return race.times, race.failed
@@ -110,17 +111,17 @@ class _Race:
         self.failed: dict[str, str] = {}
 
     def count(self, contestant: Contestant) -> None:
-        """One turn that counts."""
+        """Run one timed turn."""
         turn_times = self.times.get(contestant.name)
         if turn_times and (took := self.turn(contestant, turn_times.steps)):
             turn_times.add(*took)
 
     def turn(self, contestant: Contestant, steps: int) -> tuple[float, dict[str, float]] | None:
-        """None for a peer that fails, now or before: rounds without it have no pair, so that none of it counts."""
+        """Run one turn; return None for a peer that fails or failed before, whose earlier times are discarded too."""
         if contestant.name in self.failed:
             return None
         try:
-            # Peers have the allocator as their users have it.
+            # Peers run with the default settings of the allocator, as for their users.
             with freed_memory(keep=not contestant.foreign):
                 return turn(contestant, steps, self._wait)
         except Exception as error:
@@ -132,9 +133,9 @@ class _Race:
 
 
 def turn(contestant: Contestant, steps: int, wait: Callable[[], None]) -> tuple[float, dict[str, float]]:
-    """(mean seconds of a step, of each of its parts), after one step that is not timed.
+    """Run one turn; return (mean seconds of a step, mean seconds of each of its parts).
 
-    That one fills caches and queues again, which the contestant before has emptied.
+    One untimed step before the timed ones refills caches and queues after the turn of another contestant.
     """
     contestant.begin()
     try:
@@ -147,13 +148,13 @@ def turn(contestant: Contestant, steps: int, wait: Callable[[], None]) -> tuple[
 
 
 def _steps(seconds: float, least: int) -> int:
-    """Steps that fill a turn, a multiple of `least`."""
+    """Return the number of steps of a turn: about `TURN_SECONDS`, a multiple of `least`."""
     wanted = min(MOST_STEPS, math.ceil(TURN_SECONDS / seconds))
     return max(1, math.ceil(wanted / least)) * least
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles (inclusive: of the samples, not of what they are drawn from), their number, and all."""
+    """Return the median, quartiles (inclusive method, those of the samples themselves), number and list of samples."""
     many = len(samples) > 1
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive") if many else [samples[0]] * 3
     return {
@@ -166,5 +167,5 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def paired(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """The quotient of each round: what slowed the whole round cancels."""
+    """Return the quotient in each round, in which a slowdown of the whole round cancels out."""
     return [a / b for a, b in zip(above, below, strict=True)]

@@ -9,19 +9,19 @@ import click
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[key=value]...")
-@click.option("--peers", metavar="A,B,...", help="lightly, kornia, torchvision, or none; all, unless said otherwise.")
-@click.option("--only", type=click.Choice(["training", "views"]), help="Leave the other one out.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds that count.")
-@click.option("--warmup", type=click.IntRange(min=1), default=1, show_default=True, help="Rounds before them.")
-@click.option("--seconds", type=float, default=600, show_default=True, help="Begin no further round after this time.")
+@click.option("--peers", metavar="A,B,...", help="lightly, kornia, torchvision, or none; default: all.")
+@click.option("--only", type=click.Choice(["training", "views"]), help="Measure only training or only views.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Timed rounds.")
+@click.option("--warmup", type=click.IntRange(min=1), default=1, show_default=True, help="Warm-up rounds.")
+@click.option("--seconds", type=float, default=600, show_default=True, help="Start no further round after this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, every sample included.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the JSON and a chart.")
 def bench(
     words: tuple[str, ...], peers: str | None, only: Any, as_json: bool, out: Path | None, **protocol: Any
 ) -> None:
-    """Time training beside its bound, its stages and others on this machine: sslkit bench [key=value]...
+    """Time training, its upper bound, its stages and other libraries on this machine: sslkit bench [key=value]...
 
-    The settings are those of `sslkit run`; nothing is kept but the result.
+    The settings are those of `sslkit run`; nothing but the result is kept.
     """
     from sslkit.runs.display import Display, terminal
     from sslkit.training.preflight import resolve_new

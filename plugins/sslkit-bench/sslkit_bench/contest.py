@@ -1,4 +1,4 @@
-"""The whole measurement: build the run once, let all take turns, and report the result."""
+"""The whole measurement: build the run once, time all contestants in turns, and return the result."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,14 +26,14 @@ Result = dict[str, Any]
 Only = Literal["training", "views"]
 
 RATIOS = {
-    "step/bound": "the whole step's images/s as a share of the bound's",
+    "step/bound": "images/s of whole steps as a share of the bound's",
     "step/lightly": "images/s over lightly's",
     "step/lightly-bfloat16": "images/s over lightly's in bf16",
     "step/views": "the views' share of a step's time",
     "views/kornia": "images/s of the views over kornia's",
     "views/torchvision": "images/s of the views over torchvision's",
 }
-"""What is compared, by images/s, in pairs of one round."""
+"""Ratios of images/s between two contestants, paired by round -> meaning."""
 
 
 @freed_memory(keep=True)
@@ -44,12 +44,13 @@ def bench(
     only: Only | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> Result:
-    """Time the step of a run, its bound, its stages, and `names`, peers of `sslkit_bench.peers`, side by side.
+    """Time the step of a run, its bound, its stages and its views in turns with peers.
 
-    `only` leaves out training, or all but the views. Writes nothing, apart from packed images into the cache that a
-    run uses too. Returns what is to be kept as JSON: settings, protocol, contestants (seconds a step and images/s with
-    every sample), stages (seconds), ratios (paired by round), absent (peers, and why), device, driver, environment.
-    Raises UserError as the run would, out of memory included, and for devices > 1.
+    names: peers of `sslkit_bench.peers`. only: restrict the measurement to training or to views. Writes nothing but
+    packed images in the cache, which runs use too. Returns the JSON-serialisable result: settings, protocol,
+    contestants (seconds per step and images/s with every sample), stages (seconds), ratios (paired by round), absent
+    (peers, with reasons), device, driver, environment. Raises UserError as the run would, also if memory runs out, and
+    for devices > 1.
     """
     config = resolved.config
     if config.devices > 1:
@@ -58,8 +59,8 @@ def bench(
     image_batch = first_batch(setup)
     with tempfile.TemporaryDirectory(prefix="sslkit-bench-") as folder, ExitStack() as stack:
         wanted = [name for name in names if name in _peers_of(only)]
-        rivals, absent = peers.find(wanted, setup, first_micro_batch(setup, image_batch), Path(folder))
-        contestants = [*_own(setup, image_batch, only), *rivals]
+        foreign, absent = peers.find(wanted, setup, first_micro_batch(setup, image_batch), Path(folder))
+        contestants = [*_own(setup, image_batch, only), *foreign]
         for contestant in contestants:
             stack.callback(contestant.close)
         try:
@@ -72,10 +73,10 @@ def bench(
 
 
 def _to_tune(config: RunConfig, only: Only | None) -> dict[str, Any]:
-    """How fast training gets here is the question, however short the run."""
+    """Return the settings that make a short run tune for its highest speed, as a long one would."""
     if config.tune != "auto":
         return {}
-    # Without training nothing of the network is left open, so that its views alone are tried.
+    # Without training, fix the settings of the network, so that only the views are tuned.
     network = {"precision": "fp32", "channels_last": True, "compile": config.compile is not False}
     return {"tune": "always"} | (network if only == "views" else {})
 
@@ -87,7 +88,7 @@ def _peers_of(only: Only | None) -> tuple[str, ...]:
 def _own(setup: TrainingSetup, image_batch: ImageBatch, only: Only | None) -> Iterator[Contestant]:
     if only != "views":
         yield Step("step", setup, f"{setup.loader.kind} loader: {setup.loader.why}")
-        yield Step("bound", bounded(setup, image_batch), "the same network on views that are there already")
+        yield Step("bound", bounded(setup, image_batch), "the same network on precomputed views")
         yield Stages(setup)
     if only != "training":
         yield ViewsContestant(setup, first_micro_batch(setup, image_batch))
@@ -139,7 +140,7 @@ def _described(resolved: Resolved, setup: TrainingSetup, protocol: Protocol, onl
         "backbone": config.backbone.name,
         "image_size": size,
         "batch_size": config.batch_size,
-        "execution": _candidate(setup, only),
+        "execution": _execution(setup, only),
         "only": only,
         "device": setup.device.type,
         "device_name": device_name(setup.device),
@@ -151,8 +152,8 @@ def _described(resolved: Resolved, setup: TrainingSetup, protocol: Protocol, onl
     }
 
 
-def _candidate(setup: TrainingSetup, only: Only | None) -> str:
-    """How what is timed is run: the network, or without it the views."""
+def _execution(setup: TrainingSetup, only: Only | None) -> str:
+    """Describe the execution of the network, or of the views if only these are measured."""
     if only != "views":
         return str(setup.execution)
     return f"kernels={setup.config.kernels}" + (", compiled" if setup.execution.compiled_views else "")
@@ -163,13 +164,13 @@ def _protocol(protocol: Protocol) -> Result:
         "warmup": protocol.warmup,
         "repeats": protocol.repeats,
         "seconds": protocol.seconds,
-        "words": "one process; rounds in which each contestant has one turn, every second round backwards; a turn is "
-        "one step that is not timed and then steps that are, between synchronisations; a sample is their mean; ratios "
-        "are of one round",
+        "words": "one process; rounds in which each contestant has one turn, every second round in reverse order; a "
+        "turn is one untimed step followed by timed steps between two synchronisations; a sample is their mean; ratios "
+        "are within a round",
     }
 
 
 def file_stem(result: Result) -> str:
-    """cpu-simclr-shufflenetv2-96"""
+    """Return the stem of file names for a result: cpu-simclr-shufflenetv2-96."""
     backbone = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in result["backbone"])
     return f"{result['device']}-{result['method']}-{backbone}-{result['image_size']}"

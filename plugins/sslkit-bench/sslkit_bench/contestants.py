@@ -1,4 +1,4 @@
-"""sslkit's own contestants: the step of a run, its bound, its stages each alone, and its views."""
+"""sslkit's own contestants: the step of a run, its upper bound, its stages in isolation, and its views."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,13 +19,13 @@ from sslkit.training.step import rows_of, train_step, update
 from sslkit_bench.clock import Contestant
 
 STAGES = ("read", "decode", "transfer", "gather", "augment", "forward", "backward", "optimizer", "ema")
-"""In the order of a step."""
+"""Stages in the order of a step."""
 BEFORE = ("read", "decode", "transfer")
-"""Those that a resident loader is done with before the first step."""
+"""Stages that a resident loader completes before the first step."""
 
 
 class Step(Contestant):
-    """Whole training steps, as `sslkit run` does them: batch, views, forward, backward, optimizer, `after_step`."""
+    """Whole training steps, as in `sslkit run`: batch, views, forward, backward, optimizer, `after_step`."""
 
     def __init__(self, name: str, setup: TrainingSetup, note: str = "") -> None:
         self.name, self.note = name, note
@@ -45,27 +45,27 @@ class Step(Contestant):
         self._number += 1
 
     def end(self) -> None:
-        # Closed, a loader stops decoding ahead, which would cost the next contestant its cores.
+        # Stop the loader from decoding ahead, which would take cores from the next contestant.
         self._batches.close()
 
 
 def _batches(loader: Any, first_epoch: int) -> Any:
-    """Batches without end, from an epoch on."""
+    """Yield batches endlessly, starting with an epoch."""
     for epoch in count(first_epoch):
         yield from loader.epoch(epoch, 0)
 
 
 def bounded(setup: TrainingSetup, image_batch: ImageBatch) -> TrainingSetup:
-    """The same run with nothing left to do but the network: one batch of images, and the views made of it once.
+    """Return the setup of the upper bound: training on one batch of images, whose views are made once.
 
-    Network, optimizer and precision are the same objects. In micro-batches every one gets the views of the first.
+    Method, optimizer and execution are shared with `setup`. With micro-batches, all of them get the views of the first.
     """
     made = setup.execution.laid_out(setup.augmentation(first_micro_batch(setup, image_batch).images, _generator(setup)))
     return replace(setup, augmentation=StoredViews(made), loader=StoredBatch(image_batch))
 
 
 class StoredViews(nn.Module):
-    """An augmentation that gives the same views for any images."""
+    """An augmentation that returns the same views for any images."""
 
     def __init__(self, views: list[Tensor]) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class StoredViews(nn.Module):
 
 
 class StoredBatch:
-    """A loader that gives one and the same batch."""
+    """A loader that always returns the same batch."""
 
     def __init__(self, image_batch: ImageBatch) -> None:
         self.batch = image_batch
@@ -87,7 +87,7 @@ class StoredBatch:
 
 
 def first_batch(setup: TrainingSetup) -> ImageBatch:
-    """The first batch of a run."""
+    """Return the first batch of a run."""
     batches = _batches(setup.loader, 0)
     image_batch: ImageBatch = next(batches)
     batches.close()
@@ -95,18 +95,18 @@ def first_batch(setup: TrainingSetup) -> ImageBatch:
 
 
 def first_micro_batch(setup: TrainingSetup, image_batch: ImageBatch) -> ImageBatch:
-    """What of a batch becomes views at one time: in micro-batches the first of them."""
+    """Return the images of a batch whose views are made together: its first micro-batch, or all of it."""
     return rows_of(image_batch, slice(setup.config.micro_batch))
 
 
 class ViewsContestant(Contestant):
-    """The views of a batch that lies on the device, and nothing else."""
+    """Augmentation alone, on a batch that is already on the device."""
 
     name = "views"
 
     def __init__(self, setup: TrainingSetup, image_batch: ImageBatch) -> None:
         self.images = len(image_batch.indices)
-        self.note = f"sslkit's, in batch on {setup.device}"
+        self.note = f"sslkit's augmentation, batched, on {setup.device}"
         self._setup, self._batch = setup, image_batch
         self._generator = _generator(setup)
 
@@ -115,9 +115,9 @@ class ViewsContestant(Contestant):
 
 
 class Stages(Contestant):
-    """Steps taken apart: after each stage the host waits for the device, so each has the machine for itself.
+    """The stages of a step in isolation: the host waits for the device after each stage, so that none overlap.
 
-    Together they take longer than a step, whose stages overlap.
+    Together they take longer than a step, in which stages overlap.
     """
 
     name = "stages"
@@ -145,7 +145,7 @@ class Stages(Contestant):
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._setup.execution.mark_step()
         for _ in range(self._setup.config.accumulate):
-            image_batch = self._raw_batch()
+            image_batch = self._load_batch()
             size = self._setup.config.micro_batch or len(image_batch.indices)
             for start in range(0, len(image_batch.indices), size):
                 self._gradients(image_batch, slice(start, start + size))
@@ -161,7 +161,7 @@ class Stages(Contestant):
             yield
         self._seconds[name] += watch.seconds
 
-    def _raw_batch(self) -> ImageBatch:
+    def _load_batch(self) -> ImageBatch:
         rows = self._random.integers(len(self._store), size=self._setup.config.batch_size)
         with self._stage("read"):
             self._read(rows)
@@ -177,15 +177,15 @@ class Stages(Contestant):
         return ImageBatch(images.permute(0, 3, 1, 2), self._send(rows), labels)
 
     def _read(self, rows: np.ndarray) -> None:
-        """As many bytes of the file, from as many places, as the records of these images have on average."""
+        """Read as many bytes from as many places of the file as the records of these images take on average."""
         size = self._store.path.stat().st_size // len(self._store.beton)
         for row in self._store.rows[rows].tolist():
             self._file.seek(row * size)
             self._file.read(size)
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:
-        pieces = np.array_split(rows, self._threads)
-        return np.concatenate(list(ordered_map(self._store.read, pieces, self._threads, self._threads + 1)))
+        shares = np.array_split(rows, self._threads)
+        return np.concatenate(list(ordered_map(self._store.read, shares, self._threads, self._threads + 1)))
 
     def _send(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -196,35 +196,35 @@ class Stages(Contestant):
     def _gradients(self, image_batch: ImageBatch, rows: slice) -> None:
         setup = self._setup
         with self._stage("augment"):
-            crops = setup.execution.laid_out(setup.augmentation(image_batch.images[rows], self._generator))
+            views = setup.execution.laid_out(setup.augmentation(image_batch.images[rows], self._generator))
         labels = image_batch.labels[rows] if setup.method.uses_labels and image_batch.labels is not None else None
-        batch = Batch(crops, image_batch.indices[rows], labels)
+        batch = Batch(views, image_batch.indices[rows], labels)
         with self._stage("forward"), setup.execution.context(setup.device):
             loss = setup.trained(batch)["loss"]
         with self._stage("backward"):
             setup.scaler.scale(loss).backward()
 
     def notes(self) -> dict[str, str]:
-        """What one must know of a stage to read its time."""
+        """Return remarks that are needed to interpret the times, by stage."""
         once = "once, before the first step; " if self.resident else ""
         reader = " by sslkit's own reader" if self._setup.loader.kind == "ffcv" else ""
         notes = {
-            "read": f"{once}from {self._store.path.name}, which the system may hold in memory",
+            "read": f"{once}from {self._store.path.name}, which the system may have cached in memory",
             "decode": f"{once}{self._threads} threads{reader}, reading from memory",
             "transfer": once
             + ("through pinned memory" if self._setup.device.type != "cpu" else "0: the device is the CPU"),
-            "gather": "a batch out of the images on the device",
+            "gather": "a batch from the images on the device",
         }
         if self._setup.config.micro_batch:
-            notes["forward"] = "once a micro-batch; a step whose loss compares images embeds them twice"
+            notes["forward"] = "once per micro-batch; a step whose loss compares images embeds them twice"
         return notes
 
     def measured(self) -> list[str]:
-        """The stages that this run has."""
+        """Return the stages that this run has."""
         return [name for name in STAGES if name != "gather" or self.resident]
 
     def in_step(self, name: str) -> bool:
-        """Whether each step of the run does it."""
+        """Return True if every step of the run includes the stage."""
         return not (self.resident and name in BEFORE)
 
 

@@ -1,6 +1,6 @@
-"""lightly in a plain training loop, as its examples write it: its transforms, data set, heads and losses.
+"""lightly in a plain training loop, as in its examples: its transforms, data set, heads and losses.
 
-lightly 1.6, examples/pytorch/{simclr,byol,moco}.py. The network, the optimizer and the batch are the run's.
+lightly 1.6, examples/pytorch/{simclr,byol,moco}.py. The network, the optimizer and the batch size are the run's.
 """
 
 import copy
@@ -25,9 +25,9 @@ from sslkit_bench.clock import Contestant, NotTheSame
 from sslkit_bench.workers import Workers
 
 LR = 0.06
-"""The learning rate of lightly's examples."""
+"""Learning rate of lightly's examples."""
 IMAGES = 2048
-"""Images in the folder, or a batch if that is more: enough that they differ, few enough to write quickly."""
+"""Minimum number of images in the folder, at least a batch: enough for variety, few enough to write quickly."""
 
 
 def train(
@@ -37,7 +37,7 @@ def train(
     device: torch.device,
     precision: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
-    """Train on batches of ((view, view), ...) as long as they come; yields each step's loss, detached."""
+    """Train on all batches of ((view, view), ...); yield the detached loss of each step."""
     for (x0, x1), *_ in batches:
         with torch.autocast(device.type, precision) if precision else nullcontext():
             loss = model(x0.to(device), x1.to(device))
@@ -48,7 +48,7 @@ def train(
 
 
 class SimCLR(nn.Module):
-    """Loss of two views, [B, 3, H, W] each; each passes the network on its own."""
+    """SimCLR: the loss of two views, [B, 3, H, W] each, with one forward pass per view."""
 
     def __init__(self, backbone: nn.Module, width: int, options: Any) -> None:
         from lightly.loss import NTXentLoss
@@ -69,7 +69,7 @@ class SimCLR(nn.Module):
 
 
 class _WithMomentum(nn.Module):
-    """A network and a slow copy of it, which follows at the beginning of each step."""
+    """A network with its momentum encoder, which is updated at the beginning of each step."""
 
     def __init__(self, backbone: nn.Module, projection_head: nn.Module, momentum: float) -> None:
         from lightly.models.utils import deactivate_requires_grad
@@ -89,7 +89,7 @@ class _WithMomentum(nn.Module):
         out: Tensor = self.projection_head_momentum(self.backbone_momentum(x).flatten(start_dim=1)).detach()
         return out
 
-    def follow(self) -> None:
+    def update_momentum_encoder(self) -> None:
         from lightly.models.utils import update_momentum
 
         update_momentum(self.backbone, self.backbone_momentum, m=self.momentum)
@@ -97,7 +97,7 @@ class _WithMomentum(nn.Module):
 
 
 class BYOL(_WithMomentum):
-    """Loss of two views, [B, 3, H, W] each."""
+    """BYOL: the loss of two views, [B, 3, H, W] each."""
 
     def __init__(self, backbone: nn.Module, width: int, options: Any) -> None:
         from lightly.loss import NegativeCosineSimilarity
@@ -108,7 +108,7 @@ class BYOL(_WithMomentum):
         self.criterion = NegativeCosineSimilarity()
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        self.follow()
+        self.update_momentum_encoder()
         p0, z0 = self.prediction_head(self.project(x0)), self.project_momentum(x0)
         p1, z1 = self.prediction_head(self.project(x1)), self.project_momentum(x1)
         out: Tensor = 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
@@ -116,7 +116,7 @@ class BYOL(_WithMomentum):
 
 
 class MoCo(_WithMomentum):
-    """Loss of a query view and a key view, [B, 3, H, W] each."""
+    """MoCo: the loss of a query view and a key view, [B, 3, H, W] each."""
 
     def __init__(self, backbone: nn.Module, width: int, options: Any) -> None:
         from lightly.loss import NTXentLoss
@@ -127,23 +127,23 @@ class MoCo(_WithMomentum):
         self.criterion = NTXentLoss(temperature=options.temperature, memory_bank_size=(options.queue, options.dim))
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        self.follow()
+        self.update_momentum_encoder()
         out: Tensor = self.criterion(self.project(x0), self.project_momentum(x1))
         return out
 
 
 MODELS: dict[str, Callable[[nn.Module, int, Any], nn.Module]] = {"simclr": SimCLR, "byol": BYOL, "mocov2": MoCo}
-"""By the name of sslkit's method; each takes (backbone, its width, options of that method)."""
+"""Name of sslkit's method -> lightly's model, called with (backbone, its width, options of the method)."""
 
 
 def transform_like(setup: TrainingSetup) -> tuple[Any, str]:
-    """(lightly's transform with the settings of the run's recipe, what of that it cannot do, in words)."""
+    """Return (lightly's transform with the settings of the run's augmentation, a description of how it differs)."""
     from lightly.transforms.multi_view_transform import MultiViewTransform
 
     options = setup.config.augment.options
     if not isinstance(options, MultiViewAugmentation.Config) or options.views != 2:
         view = _view(setup, {"gaussian_blur": 0.5})
-        return MultiViewTransform([view, view]), "its own defaults, for it has no such recipe"
+        return MultiViewTransform([view, view]), "its own defaults, because it has no such augmentation"
     left_out = [name for name in ("shared", "either", "extra") if _used(getattr(options, name))]
     left_out += ["rotate.shear"] if _used(options.rotate) and options.rotate.shear else []
     views = [_view(setup, _settings(options, number)) for number in range(2)]
@@ -165,7 +165,7 @@ def _view(setup: TrainingSetup, settings: dict[str, Any]) -> Any:
 
 
 def _settings(options: MultiViewAugmentation.Config, number: int) -> dict[str, Any]:
-    """What view `number` of the recipe is called there."""
+    """Return view `number` of the augmentation as arguments of lightly's transforms."""
 
     def chance(step: Any) -> float:
         return per_view(step.p, 2)[number]
@@ -191,9 +191,9 @@ def _settings(options: MultiViewAugmentation.Config, number: int) -> dict[str, A
 
 
 class Lightly(Contestant):
-    """Training steps of lightly on the images of the run, read from files by worker processes.
+    """Training steps of lightly on the images of the run, which worker processes read from files.
 
-    `precision` None is its examples' fp32, in plain NCHW.
+    precision: dtype of autocast; None: fp32, as in its examples. The memory format is NCHW.
     """
 
     foreign = True
@@ -213,7 +213,7 @@ class Lightly(Contestant):
         optimizer = make_optimizer(self.model, config.optimizer, LR)
         self._losses = train(self.model, self._workers, optimizer, setup.device, precision)
         self.loss: Tensor | None = None
-        """Of the last step."""
+        """Loss of the last step."""
 
     def begin(self) -> None:
         self._workers.wake()
@@ -229,21 +229,21 @@ class Lightly(Contestant):
 
 
 def model_like(setup: TrainingSetup) -> nn.Module:
-    """lightly's model of the run's method on a network of its own, the same as the run's. Raises NotTheSame."""
+    """Return lightly's model of the run's method, with a backbone like the run's. Raises NotTheSame if it has none."""
     name, options = setup.config.method.name, setup.config.method.options
     if name not in MODELS:
-        raise NotTheSame(f"compared for {', '.join(MODELS)}, not for {name}")
+        raise NotTheSame(f"compared only for {', '.join(MODELS)}, not for {name}")
     if getattr(options, "symmetric", False):
-        raise NotTheSame("it has no equal of method.symmetric")
+        raise NotTheSame("no equivalent of method.symmetric")
     torch.manual_seed(setup.config.seed)
     backbone = create_backbone(setup.config.backbone, image_size=setup.stores.image_size)
     return MODELS[name](backbone, setup.method.width, options)
 
 
 def write_folder(setup: TrainingSetup, folder: Path) -> None:
-    """Images of the run as files: PNG where they are stored as they are, JPEG where they are compressed."""
+    """Write images of the run as files: PNG if the store keeps raw pixels, JPEG if it compresses."""
     store = setup.stores.pretrain
-    # Every data set has settings of its own, these two among them.
+    # Any, because each data set has settings of its own class, all of which include these two.
     options: Any = setup.config.data.options
     ending = "png" if concrete_mode(options.mode, store.size) == "raw" else "jpg"
     quality = {} if ending == "png" else {"quality": options.jpeg_quality}

@@ -1,4 +1,4 @@
-"""Which others take part, and why the rest does not."""
+"""Select the peers, which are other libraries that take part, and the reasons why the others cannot."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,9 +13,9 @@ from sslkit.training.setup import TrainingSetup
 from sslkit_bench.clock import Contestant, NotTheSame
 
 TRAINING = ("lightly",)
-"""Peers that train, beside the step."""
+"""Peers that train."""
 VIEWS = ("kornia", "torchvision")
-"""Peers that make views, beside the views alone."""
+"""Peers that only make views."""
 INSTALL = {
     "lightly": 'pip install "sslkit-bench[lightly]"',
     "kornia": "pip install kornia",
@@ -24,9 +24,9 @@ INSTALL = {
 
 
 def chosen(names: str | None) -> tuple[str, ...]:
-    """Names from the words of `--peers`: those between commas; 'none': no one; None: all there are.
+    """Parse the option `--peers`: names separated by commas; 'none': no peers; None: all peers.
 
-    Raises UserError for another name.
+    Raises UserError for an unknown name.
     """
     known = (*TRAINING, *VIEWS)
     if names is None:
@@ -34,14 +34,14 @@ def chosen(names: str | None) -> tuple[str, ...]:
     asked = [] if names == "none" else [name.strip() for name in names.split(",")]
     for name in asked:
         if name not in known:
-            raise UserError(f"--peers: {name!r} is no peer; {plugins.suggest(name, [*known, 'none'])}")
+            raise UserError(f"--peers: {name!r} is not a peer; {plugins.suggest(name, [*known, 'none'])}")
     return tuple(name for name in known if name in asked)
 
 
 def find(
     names: Iterable[str], setup: TrainingSetup, image_batch: ImageBatch, folder: Path
 ) -> tuple[list[Contestant], dict[str, str]]:
-    """(those that can take part, {name: why it does not}). Images for them are written into `folder`."""
+    """Return (peers that can take part, {name of another one: reason}); images for them are written to `folder`."""
     makers: dict[str, Callable[[], Iterator[Contestant]]] = {
         "lightly": lambda: _lightly(setup, folder),
         "kornia": lambda: _kornia(setup, image_batch),
@@ -51,7 +51,7 @@ def find(
     absent: dict[str, str] = {}
     for name in names:
         if package_version(name) is None:
-            absent[name] = f"not installed: {INSTALL[name]}"
+            absent[name] = f"not installed; install it with: {INSTALL[name]}"
             continue
         try:
             found += list(makers[name]())

@@ -1,4 +1,4 @@
-"""A result for the terminal, as a chart, and in files."""
+"""Present a result: tables for the terminal, a chart, and files."""
 
 import io
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STYLE: Any = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "sslkit"}
-"""Text stays text; the salt keeps the file the same for the same figures."""
+"""Keep text as text; the salt makes the file reproducible."""
 TRAINING, VIEWS = "training", "views alone"
 KINDS = {"views": VIEWS, "kornia": VIEWS, "torchvision": VIEWS}
-"""What each contestant's images/s are of; all others train."""
+"""Contestants that only make views; all others train."""
 
 
 def as_tables(result: Result) -> "Group":
-    """Contestants, stages and ratios, each with median, quartiles and n."""
+    """Return tables of contestants, stages and ratios, each with median, quartiles and n."""
     from rich.console import Group
     from rich.text import Text
 
@@ -29,7 +29,7 @@ def as_tables(result: Result) -> "Group":
     parts: list[Any] = [Text(heading, style="bold"), _contestants(result)]
     parts += [Text(), _stages(result)] if result["stages"] else []
     parts += [Text(), _ratios(result)] if result["ratios"] else []
-    parts += [Text(f"{name} took no part: {why}") for name, why in result["absent"].items()]
+    parts += [Text(f"{name} did not take part: {why}") for name, why in result["absent"].items()]
     return Group(*parts)
 
 
@@ -43,7 +43,7 @@ def _table(*columns: str) -> "Table":
 
 
 def _contestants(result: Result) -> "Table":
-    table = _table("", "images/s", "quartiles", "ms a step", "n × steps", "how")
+    table = _table("", "images/s", "quartiles", "ms/step", "n × steps", "notes")
     for name, figures in result["contestants"].items():
         rate, seconds = figures["images_per_second"], figures["seconds"]
         n = f"{rate['n']} × {figures['steps_a_turn']}"
@@ -52,7 +52,7 @@ def _contestants(result: Result) -> "Table":
 
 
 def _stages(result: Result) -> "Table":
-    table = _table("stage, alone", "ms a step", "quartiles", "n × steps", "how")
+    table = _table("stage in isolation", "ms/step", "quartiles", "n × steps", "notes")
     for name, stage in result["stages"].items():
         seconds = stage["seconds"]
         n = f"{seconds['n']} × {stage['steps_a_turn']}"
@@ -61,7 +61,7 @@ def _stages(result: Result) -> "Table":
 
 
 def _ratios(result: Result) -> "Table":
-    table = _table("ratio", "median", "quartiles", "n", "of each round's pair")
+    table = _table("ratio", "median", "quartiles", "n", "meaning (paired by round)")
     for name, ratio in result["ratios"].items():
         table.add_row(name, f"{ratio['median']:.3g}", _quartiles(ratio, 1), str(ratio["n"]), ratio["means"])
     return table
@@ -76,7 +76,7 @@ def _quartiles(summary: Result, scale: float) -> str:
 
 
 def write(result: Result, folder: Path) -> list[Path]:
-    """<device>-<method>-<backbone>-<size>.json and .svg, each whole or not at all; the paths."""
+    """Write <device>-<method>-<backbone>-<size>.json and .svg atomically; return the paths."""
     stem = file_stem(result)
     data, chart, drawing = folder / f"{stem}.json", folder / f"{stem}.svg", as_svg(result)
     atomic.write_json(data, result)
@@ -85,7 +85,7 @@ def write(result: Result, folder: Path) -> list[Path]:
 
 
 def as_svg(result: Result) -> str:
-    """Bars of images/s, training and views apart, with quartiles; below, the stages of a step end to end."""
+    """Return an SVG with bars of images/s and quartiles, for training and for views, and the stages of a step."""
     groups = [(kind, names) for kind, names in _groups(result) if names]
     heights = [len(names) + 1.2 for _, names in groups] + [2.6] * bool(result["stages"])
     figure, axes = panels(heights, f"{result['what']}, {result['execution']}\n{result['device_name']}")
@@ -98,7 +98,7 @@ def as_svg(result: Result) -> str:
 
 
 def panels(heights: list[float], title: str) -> tuple[Any, list[Any]]:
-    """(figure, axes one below the other); heights in bars."""
+    """Return (figure, axes from top to bottom). heights: of the axes, in units of a bar."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -124,7 +124,7 @@ def _groups(result: Result) -> Iterator[tuple[str, list[str]]]:
 
 
 def bars(axes: Any, title: str, summaries: dict[str, Result], style: str) -> None:
-    """A bar to each median, with its quartiles, and the median in the format `style` beside it."""
+    """Draw a bar for each median, with its quartiles, and next to it the median in the format `style`."""
     medians = [each["median"] for each in summaries.values()]
     spread = [[each["median"] - each["q1"], each["q3"] - each["median"]] for each in summaries.values()]
     drawn = axes.barh(list(summaries), medians, color=PALETTE[0], xerr=list(zip(*spread)), error_kw={"capsize": 3})
@@ -142,7 +142,7 @@ def _draw_stages(axes: Any, stages: Result) -> None:
         label = f"{name} {width:.3g}"
         axes.barh([""], [width], left=start, color=PALETTE[number % len(PALETTE)], label=label)
         start += width
-    axes.set_title("stages of a step, each alone, ms: medians end to end", loc="left", fontsize=10)
+    axes.set_title("stages of a step in isolation, ms: medians end to end", loc="left", fontsize=10)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=4, frameon=False, fontsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_yticks([])

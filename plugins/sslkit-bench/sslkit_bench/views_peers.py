@@ -1,4 +1,4 @@
-"""The views of a run made by others: a container of kornia, and torchvision's transforms an image at a time."""
+"""The augmentation of a run in other libraries: a kornia container, and torchvision's transforms on single images."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,50 +19,53 @@ from sslkit_bench.clock import Contestant, NotTheSame
 from sslkit_bench.workers import Workers
 
 STEPS = ("rotate", "crop", "flip", "jitter", "grayscale", "blur", "solarize")
-"""Of a recipe, in its order."""
+"""Transforms of an augmentation, in the order of their application."""
 
 
 def steps_of(options: Any, view: int) -> Iterator[tuple[str, Any, float]]:
-    """(name, settings, probability) of the steps that view number `view` takes. Raises NotTheSame."""
+    """Yield (name, settings, probability) of the transforms of view number `view`.
+
+    Raises NotTheSame if the augmentation uses anything else.
+    """
     if not isinstance(options, MultiViewAugmentation.Config):
-        raise NotTheSame("its recipe is not made of single steps")
+        raise NotTheSame("the augmentation does not consist of single transforms")
     for name in ("shared", "either"):
         if getattr(getattr(options, name), "p", getattr(options, name)):
-            raise NotTheSame(f"it has no equal of augment.{name}")
+            raise NotTheSame(f"no equivalent of augment.{name}")
     for name in STEPS:
         step = getattr(options, name)
         p = per_view(step.p, options.views)[view]
         if name == "crop" and p != 1:
-            raise NotTheSame("it has no equal of a crop that is taken at times")
+            raise NotTheSame("no equivalent of a crop with a probability below 1")
         if p:
             yield name, step, p
 
 
 class Kornia(Contestant):
-    """One AugmentationSequential a view, on the batch of uint8 images that lies on the device."""
+    """One AugmentationSequential per view, on a batch of uint8 images that is already on the device."""
 
     name, foreign = "kornia", True
 
     def __init__(self, setup: TrainingSetup, image_batch: ImageBatch) -> None:
         options = setup.config.augment.options
         self.images = len(image_batch.indices)
-        self.note = f"AugmentationSequential, in batch on {setup.device}"
+        self.note = f"AugmentationSequential, batched, on {setup.device}"
         numbers = range(getattr(options, "views", 1))
         self._containers = [kornia_container(options, n, setup).to(setup.device) for n in numbers]
-        self._raw = image_batch
+        self._batch = image_batch
 
     @torch.no_grad()
     def step(self) -> None:
         self.views()
 
     def views(self) -> list[Tensor]:
-        """[B, 3, size, size] a view."""
-        images = self._raw.images.float() / 255
+        """Return one tensor [B, 3, size, size] per view."""
+        images = self._batch.images.float() / 255
         return [container(images) for container in self._containers]
 
 
 def kornia_container(options: Any, view: int, setup: TrainingSetup) -> Any:
-    """View number `view` of the recipe, of images in [0, 1]. Raises NotTheSame."""
+    """Return view number `view` of the augmentation as a kornia module for images in [0, 1]. Raises NotTheSame."""
     import kornia.augmentation as kornia
 
     made: dict[str, Callable[[Any, float, int], Any]] = {
@@ -82,7 +85,7 @@ def kornia_container(options: Any, view: int, setup: TrainingSetup) -> Any:
 
 
 class Torchvision(Contestant):
-    """transforms.v2 on one PIL image after another in worker processes, and the batch then sent to the device."""
+    """transforms.v2 on single PIL images in worker processes; the batch is then copied to the device."""
 
     name, foreign = "torchvision", True
 
@@ -110,7 +113,7 @@ class Torchvision(Contestant):
 
 
 class Pictures(Dataset[list[Tensor]]):
-    """Views of images in memory, uint8 [N, H, W, 3], by one transform of PIL images a view."""
+    """Data set of the views of images in memory, uint8 [N, H, W, 3], with one transform of PIL images per view."""
 
     def __init__(self, pixels: np.ndarray, transforms: list[Any]) -> None:
         self._pixels, self._transforms = pixels, transforms
@@ -124,7 +127,7 @@ class Pictures(Dataset[list[Tensor]]):
 
 
 def torchvision_transform(options: Any, view: int, setup: TrainingSetup) -> Any:
-    """View number `view` of the recipe, of a PIL image. Raises NotTheSame."""
+    """Return view number `view` of the augmentation as a transform of PIL images. Raises NotTheSame."""
     from torchvision.transforms import v2
 
     def at_times(step: Any, p: float) -> Any:
@@ -141,13 +144,13 @@ def torchvision_transform(options: Any, view: int, setup: TrainingSetup) -> Any:
     }
     steps = [made[name](step, p, setup.stores.image_size) for name, step, p in steps_of(options, view)]
     if options.extra:
-        raise NotTheSame("it has no equal of augment.extra")
+        raise NotTheSame("no equivalent of augment.extra")
     to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     return v2.Compose([*steps, *to_float, v2.Normalize(list(setup.stores.mean), list(setup.stores.std))])
 
 
 def _strengths(jitter: Any) -> tuple[float, float, float, float]:
-    """Brightness, contrast, saturation and hue, the strength multiplied in."""
+    """Return brightness, contrast, saturation and hue, multiplied by the strength."""
     three = (jitter.brightness, jitter.contrast, jitter.saturation)
     first, second, third = (jitter.strength * value for value in three)
     return first, second, third, min(0.5, jitter.strength * jitter.hue)

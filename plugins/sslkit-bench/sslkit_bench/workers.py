@@ -1,4 +1,4 @@
-"""A DataLoader of torch as other frameworks use it, whose worker processes rest between two turns."""
+"""torch's DataLoader, as other libraries use it, with worker processes that can be suspended between turns."""
 
 import ctypes
 import multiprocessing
@@ -12,16 +12,16 @@ from typing import Any
 from torch.utils.data import DataLoader, RandomSampler
 
 WITHOUT_END = 10**6
-"""Batches of one pass: a new pass would start with empty queues, which small data would do after every few steps."""
+"""Batches per pass: a new pass starts with empty queues, and small data sets would need one every few steps."""
 DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
 
 class Workers:
-    """Shuffled batches without end, made by worker processes that stop where they are when told to rest.
+    """Endless shuffled batches from worker processes, which `rest` suspends and `wake` continues.
 
-    Without that they would go on filling their queue during the turns of others: slowing those, and taking their own
-    next turn ready made.
+    Otherwise they would fill their queue during the turns of others, which would slow those down, and make their own
+    next turn faster.
     """
 
     def __init__(self, data: Any, batch_size: int, workers: int) -> None:
@@ -48,7 +48,7 @@ class Workers:
     def _start(self) -> None:
         before = {process.pid for process in multiprocessing.active_children()}
         with warnings.catch_warnings():
-            # Python 3.12 warns of every fork beside threads, as torch's loader does by default.
+            # Python 3.12 warns about forks in multi-threaded processes, which torch's loader does by default.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._batches = iter(self._loader)
         self._processes = [p for p in multiprocessing.active_children() if p.pid not in before]
@@ -64,13 +64,13 @@ class Workers:
         self._batches, self._processes = None, []
 
     def _signal(self, name: str) -> None:
-        # Windows has neither; there the workers run on until their queue is full.
+        # Windows has neither signal; there, workers continue until their queue is full.
         for process in self._processes if hasattr(signal, name) else ():
             if process.is_alive():
                 os.kill(process.pid, getattr(signal, name))
 
 
 def _die_with_parent(worker: int) -> None:
-    """A process that rests would outlive a parent that was killed, for nobody would wake it."""
+    """Kill this process if its parent is killed: a suspended process would otherwise stay for ever."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)

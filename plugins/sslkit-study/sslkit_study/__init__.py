@@ -1,4 +1,4 @@
-"""Train a method with many settings and rank the outcomes, as one resumable thing: `sslkit search`."""
+"""`sslkit search`: train PIRL on many combinations of transformations and rank them, resumably."""
 
 from typing import Any
 

@@ -9,18 +9,20 @@ def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[int
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no list of numbers, such as 1,2") from error
+        raise click.BadParameter(f"{text!r} is not a list of numbers, such as 1,2") from error
 
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[key=value]...")
-@click.option("--transforms", required=True, metavar="A,B,...", help="Transformations to choose from.")
-@click.option("--sizes", default="1,2", show_default=True, callback=_numbers, help="How many of them at a time.")
+@click.option("--transforms", required=True, metavar="A,B,...", help="Transformations to combine.")
+@click.option(
+    "--sizes", default="1,2", show_default=True, callback=_numbers, help="Numbers of transformations per combination."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the search.")
 def search(words: tuple[str, ...], transforms: str, sizes: list[int], out: Path) -> None:
-    """Train pirl on each combination of transformations, and rank them: sslkit search [key=value]... --transforms A,B
+    """Train PIRL on each combination of transformations, and rank them: sslkit search [key=value]... --transforms A,B
 
-    The settings are those of `sslkit run`. The same command goes on with a search that was stopped.
+    The settings are those of `sslkit run`. The same command resumes a search that was stopped.
     """
     from rich.console import Console
 

@@ -1,6 +1,6 @@
-"""Which transformations should PIRL learn to be invariant to? Train it on each combination, and rank them.
+"""Find the transformations to which PIRL should learn to be invariant: train it on each combination, and rank them.
 
-Every combination is an ordinary run in a folder of its own, so a search that was stopped goes on where it was.
+Every combination is an ordinary run in a folder of its own, so that a search that was stopped can be resumed.
 """
 
 import csv
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BASE = {"method.name": "pirl", "evaluators": "replace", "evaluators.knn": True}
-"""What a search asks for unless its settings override it."""
+"""Default settings of the runs of a search."""
 DECIDED = {"out": "--out", "method.transforms": "--transforms"}
-"""Settings that are the search's own -> the option that gives them."""
+"""Settings that the search itself sets -> the option that determines them."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one combination came to."""
+    """The results of one combination."""
 
     transforms: tuple[str, ...]
     """The combination, in the order of application (jigsaw is applied last wherever it stands)."""
     run: str
-    """Its run directory, within the search's."""
+    """Name of the run directory in the folder of the search."""
     figures: dict[str, float]
-    """After the last epoch: {"knn/top1": 0.83}; fractions."""
+    """Results after the last epoch, such as {"knn/top1": 0.83}; accuracies are fractions."""
     untrained: dict[str, float]
-    """The same of the random initialisation."""
+    """Results at random initialisation, with the same keys."""
 
 
 def search(
@@ -58,12 +58,12 @@ def search(
     out: str | Path = "runs/search",
     display: Display | None = None,
 ) -> list[Outcome]:
-    """Train PIRL once for each combination of `transforms` in each of `sizes`, and evaluate; best first.
+    """Train PIRL on each combination of `transforms` of each of the `sizes`, evaluate, and return outcomes, best first.
 
-    settings: those of `sslkit.run`, the same for all, so that every combination has the same budget.
-    out: folder for one run a combination, results.json, results.csv, results.md and, where there are singles or
-    pairs, results.png. What is finished there is not run again, and a run that was stopped goes on.
-    Raises UserError, before anything is trained, for mistakes in any of these and for data without labels.
+    settings: those of `sslkit.run`, the same for all combinations, so that these have the same budget.
+    out: folder for one run per combination, results.json, results.csv, results.md and, if there are single
+    transformations or pairs, results.png. Finished runs in it are not repeated; stopped ones are resumed.
+    Raises UserError, before anything is trained, for mistakes in the arguments and for data without labels.
     """
     mistakes = Mistakes()
     return _search(settings_layer("search", dict(settings), mistakes), mistakes, transforms, sizes, out, display)
@@ -72,7 +72,7 @@ def search(
 def search_words(
     words: Iterable[str], transforms: Sequence[str], sizes: Sequence[int], out: Path, display: Display | None = None
 ) -> list[Outcome]:
-    """`sslkit search key=value...`: as `search`."""
+    """Search like `search`, with settings as in `sslkit search key=value...`."""
     mistakes = Mistakes()
     return _search(Layer("command line", parse_words(words, mistakes)), mistakes, transforms, sizes, out, display)
 
@@ -115,9 +115,9 @@ def _combinations(transforms: tuple[str, ...], sizes: Sequence[int]) -> Iterator
 
 
 def _plan(layer: Layer, mistakes: Mistakes, combination: tuple[str, ...], out: Path) -> Resolved:
-    """The run of one combination; of one that is there already, whether it is the same."""
+    """Return the configuration of one combination. Raises UserError if its run exists with other settings."""
     for key in layer.values.keys() & DECIDED.keys():
-        mistakes.add(key, f"a search decides it; use {DECIDED[key]}")
+        mistakes.add(key, f"set by the search; use {DECIDED[key]}")
     if layer.values.get("method.name", "pirl") != "pirl":
         mistakes.add("method", "a search trains pirl; leave it out")
     mistakes.stop()
@@ -146,7 +146,7 @@ def _check_figures(config: RunConfig, display: Display) -> None:
 
 
 def _trained(resolved: Resolved, display: Display) -> Run:
-    """The finished run of a combination: the one that is there, if need be after going on with it, or a new one."""
+    """Return the finished run of a combination: an existing one, resumed if it was stopped, or a new one."""
     path = resolved.config.out
     assert path is not None
     try:
@@ -155,7 +155,7 @@ def _trained(resolved: Resolved, display: Display) -> Run:
         run = Run.open(path)
         return run if _finished(run) else engine.resume(path, display)
     except Interrupted:
-        display.log(f"the search goes on from there with the same command (--out {path.parent})")
+        display.log(f"the same command resumes the search (--out {path.parent})")
         raise
 
 
@@ -178,7 +178,7 @@ def _outcome(combination: tuple[str, ...], run: Run) -> Outcome:
 
 
 def _ranked_by(outcome: Outcome) -> str:
-    """The first accuracy among the figures: knn/top1."""
+    """Return the name of the first accuracy among the results, such as knn/top1."""
     for name in outcome.figures:
         if name.endswith("/top1"):
             return name
@@ -189,7 +189,7 @@ def _label(combination: Iterable[str]) -> str:
     return "+".join(combination)
 
 
-# --- what it writes ---
+# --- output ---
 
 
 def _write(out: Path, outcomes: list[Outcome], transforms: tuple[str, ...], config: RunConfig) -> None:
@@ -205,19 +205,19 @@ def _write(out: Path, outcomes: list[Outcome], transforms: tuple[str, ...], conf
 
 
 def _rows(outcomes: list[Outcome]) -> list[list[str]]:
-    """A heading, a row a combination, best first, and the random initialisation; accuracies in per cent."""
+    """Return a heading, one row per combination, best first, and random initialisation; accuracies in per cent."""
     names = list(outcomes[0].figures)
-    rows = [[_label(o.transforms), *(_in_words(name, o.figures[name]) for name in names)] for o in outcomes]
-    untrained = ["(random initialisation)", *(_in_words(name, outcomes[0].untrained[name]) for name in names)]
+    rows = [[_label(o.transforms), *(_formatted(name, o.figures[name]) for name in names)] for o in outcomes]
+    untrained = ["(random initialisation)", *(_formatted(name, outcomes[0].untrained[name]) for name in names)]
     return [["transformations", *names], *rows, untrained]
 
 
-def _in_words(name: str, value: float) -> str:
+def _formatted(name: str, value: float) -> str:
     return f"{100 * value:.1f} %" if "/top" in name else f"{value:.4g}"
 
 
 def as_table(outcomes: list[Outcome]) -> "Table":
-    """For the terminal."""
+    """Return a table for the terminal."""
     from rich.table import Table
 
     heading, *rows = _rows(outcomes)
@@ -234,7 +234,7 @@ def as_markdown(outcomes: list[Outcome]) -> str:
 
 
 def as_csv(outcomes: list[Outcome]) -> str:
-    """Fractions in full precision; `size` is the number of transformations, 0 the random initialisation."""
+    """Return CSV with fractions in full precision; `size` is the number of transformations, 0 random initialisation."""
     names = list(outcomes[0].figures)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -245,7 +245,7 @@ def as_csv(outcomes: list[Outcome]) -> str:
 
 
 def matrix(outcomes: list[Outcome], transforms: Sequence[str]) -> NDArray[np.float64]:
-    """Of singles on the diagonal and of pairs on both sides of it, the figure they are ranked by; nan: not tried."""
+    """Return the ranked accuracy of single transformations (diagonal) and pairs (symmetric), [N, N]; NaN: not tried."""
     values = np.full((len(transforms), len(transforms)), np.nan)
     for outcome in outcomes:
         if len(outcome.transforms) <= 2:
@@ -255,7 +255,7 @@ def matrix(outcomes: list[Outcome], transforms: Sequence[str]) -> NDArray[np.flo
 
 
 def draw(outcomes: list[Outcome], transforms: Sequence[str], file: Path) -> None:
-    """`matrix` as a PNG, in per cent, as in SimCLR's Figure 5. Larger combinations have no place in it."""
+    """Draw `matrix` as a PNG, in per cent, as in SimCLR's Figure 5; larger combinations are not shown."""
     from matplotlib.figure import Figure
 
     name = _ranked_by(outcomes[0])

@@ -1,7 +1,7 @@
-"""Recipes: the settings of a run in YAML, by name where the file lies beside this one, else by path.
+"""Recipes: YAML files with settings of a run, found by name if shipped in this folder, otherwise by path.
 
-A recipe states only what differs from the defaults, or from the recipe that its key `recipe` names. The first
-line of one that is shipped is a comment: what it is and where it was published.
+A recipe states only what differs from the defaults, or from the recipe that its key `recipe` names. The first line of
+a shipped recipe is a comment that summarises it and names its source.
 """
 
 from difflib import get_close_matches
@@ -16,24 +16,24 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def names() -> list[str]:
-    """The recipes that are shipped."""
+    """Return the names of the shipped recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def summary(name: str) -> str:
-    """What the first line of a shipped recipe says."""
+    """Return the summary of a shipped recipe: its first line."""
     return text(name).partition("\n")[0].removeprefix("#").strip()
 
 
 def text(name: str) -> str:
-    """A recipe as it is written; raises UserError if there is none."""
+    """Return the text of a recipe. Raises UserError if there is none of that name."""
     return _find(name).read_text(encoding="utf-8")
 
 
 def with_recipes(layer: Layer, mistakes: Mistakes, folder: Path = Path(), within: tuple[Path, ...] = ()) -> list[Layer]:
-    """The layer, and before it those of the recipe that its key `recipe` names, weakest first.
+    """Return the layer, preceded by the layers of the recipe that its key `recipe` names; weakest first.
 
-    A relative path is looked for in `folder`; `within` are the recipes that led here.
+    folder: base of a relative path. within: the chain of recipes that led to this layer, to detect cycles.
     """
     if layer.values.get("recipe") is None:
         return [layer]
@@ -50,7 +50,7 @@ def with_recipes(layer: Layer, mistakes: Mistakes, folder: Path = Path(), within
 
 
 def read_recipe(path: Path, mistakes: Mistakes) -> Layer:
-    """One YAML file: the same keys as the command line, nested or dotted."""
+    """Read one YAML file; its keys are those of the command line, nested or dotted."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

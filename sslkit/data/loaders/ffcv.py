@@ -1,4 +1,4 @@
-"""Decode images by FFCV, and the mend where it is missing."""
+"""Loader that decodes images with FFCV, and instructions to install FFCV."""
 
 import contextlib
 import os
@@ -22,13 +22,13 @@ from sslkit.machine.environment import core_count
 
 
 class FFCV(Loader):
-    """Decoded by FFCV a few batches ahead. It decodes and nothing else: its augmentations write in place."""
+    """Loader that decodes with FFCV, a few batches ahead; FFCV's augmentations are not used, as they write in place."""
 
     kind = "ffcv"
 
     @cached_property
     def _stream(self) -> Any:
-        """Built at the first epoch, for it is built for one number of workers."""
+        """FFCV's loader; created at the first epoch, because its number of workers is fixed."""
         return _ffcv_loader(self.store, self.order.batch_size, self.workers)
 
     def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
@@ -43,7 +43,7 @@ class FFCV(Loader):
 
 
 class _Fixed:
-    """FFCV's traversal order, reduced to rows that are already chosen."""
+    """A traversal order of FFCV that returns given rows."""
 
     def __init__(self, rows: NDArray[np.int64]) -> None:
         self.rows = rows
@@ -53,10 +53,10 @@ class _Fixed:
 
 
 def import_ffcv() -> Any:
-    """FFCV, with its hold on torch's threads loosened. Raises what its import raises.
+    """Import FFCV, and prevent it from changing torch's number of threads. Raises what the import raises.
 
-    Importing it, building a loader and beginning an epoch each call torch.set_num_threads: with 1, then
-    with the number of decoders, once even from a thread. The network would then train on that many.
+    Importing FFCV, creating a loader and starting an epoch each call torch.set_num_threads, with 1 or the number of
+    decoding threads, once even from another thread. The network would then train with that number of threads.
     """
     threads = torch.get_num_threads()
     try:
@@ -78,7 +78,7 @@ def import_ffcv() -> Any:
 
 
 _COMPILED: list[Any] = []
-"""What numba compiled is never given back: its finalizer prints a traceback when the collector gets there first."""
+"""References to numba's compiled code, to keep it alive: its finalizer can print a traceback at garbage collection."""
 
 
 def _ffcv_loader(store: Store, batch_size: int, workers: int) -> Any:
@@ -95,7 +95,7 @@ def _ffcv_loader(store: Store, batch_size: int, workers: int) -> Any:
 
 
 def _next_buffer(ahead: Any) -> NDArray[np.uint8]:
-    """The next batch of FFCV's iterator; its own `next` waits for ever once its thread has died."""
+    """Return the next batch of FFCV's iterator, whose own `next` waits for ever if its thread has died."""
     while True:
         try:
             result = ahead.output_queue.get(timeout=1)
@@ -109,50 +109,40 @@ def _next_buffer(ahead: Any) -> NDArray[np.uint8]:
 
 
 def _stop(ahead: Any) -> None:
-    """End FFCV's thread, also in the middle of an epoch: two of them in numba's pool can end the process."""
+    """Stop FFCV's thread, also within an epoch: two such threads in numba's thread pool can crash the process."""
     ahead.iter_ixes = iter(())
     ahead.close()
     while ahead.is_alive():
-        # It may be waiting for room in its queue, the last time without a limit.
+        # It may be waiting, without a timeout, to put a batch into its full queue.
         with contextlib.suppress(queue.Empty):
             ahead.output_queue.get(timeout=0.05)
 
 
-def ffcv_missing() -> str | None:
-    """None where FFCV can be used; else why not, and the command that mends it."""
-    try:
-        import_ffcv()
-    except Exception:
-        return ffcv_mend()
-    return None
-
-
 LIBRARIES = "libopencv-dev libturbojpeg0-dev pkg-config"
-"""What FFCV compiles against, by Debian's names."""
+"""Debian packages of the libraries that FFCV is compiled against."""
 
 
-def ffcv_mend() -> str | None:
-    """None where FFCV imports; else why it does not, and the command that mends it."""
-
+def ffcv_missing() -> str | None:
+    """Return None if FFCV can be used; otherwise the reason, and the command that installs it."""
     try:
         import_ffcv()
     except ImportError as error:
         return f"not installed ({error}); {_install_command()}"
     except Exception as error:
-        return f"does not import ({type(error).__name__}: {error}); {_install_command()}"
+        return f"cannot be imported ({type(error).__name__}: {error}); {_install_command()}"
     return None
 
 
 def _install_command() -> str:
     pip = 'pip install "sslkit[ffcv]"'
     if _have_libraries():
-        return f"get it with: {pip}"
+        return f"install it with: {pip}"
     if shutil.which("apt-get"):
         sudo = "" if os.geteuid() == 0 else "sudo "
-        return f"get it with: {sudo}apt-get install -y {LIBRARIES} && {pip}"
+        return f"install it with: {sudo}apt-get install -y {LIBRARIES} && {pip}"
     if platform.system() == "Darwin":
-        return f"get it with: brew install opencv jpeg-turbo pkg-config && {pip}"
-    return f"get it with: conda install -c conda-forge opencv libjpeg-turbo pkg-config && {pip}"
+        return f"install it with: brew install opencv jpeg-turbo pkg-config && {pip}"
+    return f"install it with: conda install -c conda-forge opencv libjpeg-turbo pkg-config && {pip}"
 
 
 def _have_libraries() -> bool:

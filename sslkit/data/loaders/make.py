@@ -1,6 +1,6 @@
-"""Choose a loader: every kind gives the same batches of uint8 images on the device.
+"""Create a loader; every kind gives the same batches of uint8 images on the device.
 
-The order is a pure function of (seed, epoch): a run that resumes at a step needs no saved generator state.
+The order is a pure function of (seed, epoch), so that a resumed run needs no saved generator state.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from sslkit.machine.environment import core_count
 from sslkit.machine.memory import free_memory
 
 SHARE_OF_MEMORY = 4
-"""auto keeps the images on the device when they fit in one part of this many of its free memory."""
+"""auto keeps the images on the device if they fit in one part of its free memory divided into this many parts."""
 
 
 def make_loader(
@@ -35,18 +35,18 @@ def make_loader(
     world: int = 1,
     log: Callable[[str], None] = print,
 ) -> "Loader":
-    """Shuffled batches of `batch_size` images for process `rank` of `world`.
+    """Return a loader of shuffled batches of `batch_size` images for process `rank` of `world`.
 
-    auto: resident where the images fit in a quarter of the device's free memory, else ffcv, else torch,
-    which `say` explains in one line. `workers` decode (-1: as many as cores; auto: the same until
-    `workers.decide` knows better). Raises UserError where the store is smaller than one batch of all
-    processes, and where the kind asked for is not to be had.
+    kind: auto is resident if the images fit in a quarter of the device's free memory, else ffcv if it is installed,
+    else torch, which `log` explains in one line. workers: number of decoding threads (-1: all cores; auto: the same
+    until `workers.decide` changes it). Raises UserError if the store is smaller than one batch of all processes, or
+    if the requested kind cannot be used.
     """
     if batch_size * world > len(store):
         together = f" × {world} processes" if world > 1 else ""
         raise UserError(f"batch_size={batch_size}{together} is more than the {len(store)} images; lower it")
     device = torch.device(device)
-    chosen, why = _choose(store, device, log) if kind == "auto" else (kind, "asked for")
+    chosen, why = _choose(store, device, log) if kind == "auto" else (kind, "requested")
     _check_possible(chosen, store, device)
     order = _Order(len(store), batch_size, seed, rank, world)
     loaders: dict[str, type[Loader]] = {"resident": Resident, "ffcv": FFCV, "torch": Threads}
@@ -54,7 +54,7 @@ def make_loader(
 
 
 def in_order(store: Store, *, batch_size: int, device: torch.device | str) -> Iterator[ImageBatch]:
-    """Every image once, in the store's order, for evaluation; the last batch may be short."""
+    """Yield every image once, in the store's order, for evaluation; the last batch may be smaller."""
     device = torch.device(device)
     chunks = np.array_split(np.arange(len(store)), range(batch_size, len(store), batch_size))
     threads = core_count()
@@ -64,7 +64,7 @@ def in_order(store: Store, *, batch_size: int, device: torch.device | str) -> It
 
 
 def _choose(store: Store, device: torch.device, log: Callable[[str], None]) -> tuple[str, str]:
-    """(kind, why) for auto."""
+    """Return (kind, reason) for auto."""
     needed, free = _decoded_bytes(store), free_memory(device)
     if needed * SHARE_OF_MEMORY <= free:
         return (
@@ -75,7 +75,7 @@ def _choose(store: Store, device: torch.device, log: Callable[[str], None]) -> t
     missing = ffcv_missing()
     if missing is None:
         return "ffcv", large
-    log(f"decoding without FFCV, which is slower and gives the same batches: {missing}")
+    log(f"decoding without FFCV, which is slower but gives the same batches: {missing}")
     return "torch", f"{large}, and FFCV is {missing}"
 
 

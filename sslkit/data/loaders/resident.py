@@ -1,4 +1,4 @@
-"""Decode all images once and keep them on the device."""
+"""Loader that decodes all images once and keeps them on the device."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,16 +12,16 @@ from sslkit.data.loaders.base import Loader
 from sslkit.data.threads import ordered_map
 
 CHUNK = 1024
-"""Images decoded at a time to fill the device."""
+"""Images that are decoded at a time when the loader is created."""
 
 
 class Resident(Loader):
-    """All images decoded once and kept on the device: a batch is an index, and no step waits for data."""
+    """Loader that keeps all decoded images on the device: batches are gathered by index, so no step waits for data."""
 
     kind = "resident"
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         size = self.store.size
         self._data = torch.empty((len(self.store), size, size, 3), dtype=torch.uint8, device=self.device)
         starts = range(0, len(self.store), CHUNK)
@@ -35,6 +35,6 @@ class Resident(Loader):
         return ((indices, self._data.index_select(0, indices)) for indices in self._indices(batches))
 
     def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
-        # Waking torch's thread pool costs more than the copy, on a busy machine many times more.
+        # numpy's single-threaded copy, because waking torch's thread pool takes longer than the copy itself.
         pixels = self._data.numpy()
         return (torch.from_numpy(pixels[rows]) for rows in batches)

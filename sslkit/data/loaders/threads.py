@@ -1,4 +1,4 @@
-"""Decode images by threads, a few batches ahead."""
+"""Loader that decodes images in threads, a few batches ahead."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from sslkit.data.threads import ordered_map
 
 
 class Threads(Loader):
-    """Decoded by threads a few batches ahead; needs nothing but torch and simplejpeg."""
+    """Loader that decodes images in threads, a few batches ahead; it needs only torch and simplejpeg."""
 
     kind = "torch"
 

@@ -1,6 +1,6 @@
-"""How many cores decode: with a loader that streams, decoding takes its cores from the network.
+"""Choose the number of decoding threads, which compete with the network for the cores of the CPU.
 
-`decide` at the top measures and says what it found; `enough` is a pure function of the figures.
+`decide` measures and logs the choice; `enough` is a pure function of the measurements.
 """
 
 import math
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from sslkit.data.loaders.base import Loader
 
 AHEAD = 1.5
-"""Decoding must be this many times as fast as the steps: batches come in bursts, and the cores are shared."""
+"""Required ratio of decoding speed to training speed, because batches come in bursts and cores are shared."""
 TRIED = 64
-"""Images that are decoded to see how fast one core is."""
-PIECES = 4
-"""TrainingSetup of which each is timed: their median takes no notice of one that was held up."""
+"""Images that are decoded to measure the speed of one core."""
+GROUPS = 4
+"""Groups of these images that are timed separately: the median ignores a group that was delayed."""
 
 
 def decide(loader: "Loader", needed: float | None, log: Callable[[str], None], processes: int = 1) -> None:
-    """Set `loader.workers`, before its first epoch, for steps that take `needed` images/s (None: not known).
+    """Set `loader.workers` before its first epoch, for training at `needed` images/s (None: unknown).
 
-    `processes` of this machine share its cores. The resident loader decodes before the first step with all of them.
+    processes: number of processes that share the cores of this machine. The resident loader is left unchanged: it has
+    already decoded all images, with all cores.
     """
     if loader.kind == "resident":
         return
@@ -40,9 +41,9 @@ def decide(loader: "Loader", needed: float | None, log: Callable[[str], None], p
 
 
 def enough(one: float | None, needed: float | None, cores: int, busy: bool) -> int:
-    """The smallest number of cores that decode AHEAD times what the steps take; one decodes `one` images/s.
+    """Return the smallest number of cores that decode `AHEAD` × `needed` images/s, if one core decodes `one` images/s.
 
-    All where the cores are not `busy` with the network; half of them, at least one, where a figure is not known.
+    Return all cores if they are not `busy` with the network, and half of them, but at least one, if a speed is unknown.
     """
     if not busy:
         return cores
@@ -52,23 +53,23 @@ def enough(one: float | None, needed: float | None, cores: int, busy: bool) -> i
 
 
 def in_words(workers: int, one: float | None, needed: float | None, cores: int, busy: bool) -> str:
-    """The choice and why, in one line."""
+    """Describe the choice and its reason in one line."""
     if not busy:
-        why = "the network needs none of them"
+        why = "the network does not run on the CPU"
     elif one and needed:
-        why = f"one decodes {one:,.0f} images/s, a step takes {needed:,.0f}"
+        why = f"one decodes {one:,.0f} images/s, training takes {needed:,.0f}"
     else:
-        why = "half of them, for the time of a step is not known"
+        why = "half of them, because the speed of training is unknown"
     return f"decoding with {workers} of {cores} core{'s' if cores > 1 else ''}: {why}"
 
 
 def rate_of_one(store: Store) -> float:
-    """Images/s that one thread decodes, of rows from all over the store."""
+    """Measure the images/s that one thread decodes, on random rows of the store."""
     rows = np.random.default_rng(0).integers(len(store), size=TRIED * 2)
     store.read(rows[:TRIED])
     seconds = []
-    for piece in np.array_split(rows[TRIED:], PIECES):
+    for group in np.array_split(rows[TRIED:], GROUPS):
         with Stopwatch() as watch:
-            store.read(piece)
-        seconds.append(watch.seconds / len(piece))
+            store.read(group)
+        seconds.append(watch.seconds / len(group))
     return 1 / median(seconds)

@@ -1,6 +1,7 @@
-"""The report: one HTML page that holds everything of a run, or compares several, and needs nothing beside itself.
+"""The report: one self-contained HTML page about a run, or a comparison of several.
 
-`results.py` finds the figures; `figures.py` draws and embeds; `build.py` puts the page together from `templates/`.
+`results.py` selects the results, `costs.py` the costs; `figures.py` draws charts and embeds files; `build.py` renders
+the page from `templates/`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Put the page together: one run in full, or several side by side."""
+"""Render the page: one run in full, or a comparison of several."""
 
 import base64
 import hashlib
@@ -34,11 +34,11 @@ COSTS = {"GFLOPs": "GFLOPs of one image", "seconds": "seconds of training", "kWh
 
 
 def write(paths: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of one run, or the comparison of several, as one HTML file; returns where.
+    """Write the report of one run, or the comparison of several, as one HTML file; return its path.
 
-    `out`: null means report.html, in the directory of the one run, or here for several. The page holds its
-    pictures, styles and scripts, and its content policy forbids it every request. Raises UserError where a path
-    holds no run, or two are the same.
+    out: None means report.html, in the run directory for one run, in the working directory for several. The page
+    contains its pictures, styles and scripts, and its content security policy forbids all requests. Raises UserError
+    if a path holds no run, or if a run is given twice.
     """
     runs = [read_run(Path(path)) for path in paths]
     if len({run.path.resolve() for run in runs}) < len(runs):
@@ -53,7 +53,7 @@ def write(paths: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def one_run(run: RunFiles) -> dict[str, Any]:
-    """Everything of one run, as the template `run` shows it."""
+    """Return the content of the template `run` for one run."""
     return {
         "title": run.name,
         "run": run,
@@ -76,7 +76,7 @@ def one_run(run: RunFiles) -> dict[str, Any]:
 
 
 def several_runs(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """The comparison, as the template `runs` shows it."""
+    """Return the content of the template `runs` for a comparison."""
     name = shared_headline(runs)
     chosen = [headline_of(run, name) for run in runs]
     names = _names(runs)
@@ -107,7 +107,7 @@ def _render(template: str, content: dict[str, Any]) -> str:
 def _templates() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    # Names of classes, files and settings come from data: whatever a template prints is escaped.
+    # Autoescape, because names of classes, files and settings come from data.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -131,8 +131,8 @@ def _subtitle(run: RunFiles) -> str:
 
 def _views_alt(run: RunFiles) -> str:
     return (
-        f"Images of the first batch, a row each: on the left the image as it is stored, beside it the views "
-        f"that the recipe {run.setting('augment.name')} made of it and the method {run.setting('method.name')} got."
+        f"Images of the first batch, one per row: on the left the stored image, next to it the views that the "
+        f"augmentation {run.setting('augment.name')} made of it for the method {run.setting('method.name')}."
     )
 
 
@@ -169,7 +169,7 @@ def _other_metrics(run: RunFiles) -> list[str]:
 
 
 def _exhibits(run: RunFiles) -> list[dict[str, Any]]:
-    """What evaluators attached: notes, pictures, tables and explorers, the newest measurement of each kind."""
+    """Return the attachments of evaluators (notes, pictures, tables, explorers), of each one's newest measurement."""
     newest = {(r["evaluator"], str(r.get("protocol"))): r for r in run.evaluations if r.get("files") or r.get("notes")}
     return [_exhibit(run, record) for record in newest.values()]
 
@@ -178,7 +178,7 @@ def _exhibit(run: RunFiles, record: Record) -> dict[str, Any]:
     named = [(run.inside(f.get("path")), str(f.get("alt", ""))) for f in _list(record, "files") if isinstance(f, dict)]
     files = [(path, alt or path.name) for path, alt in named if path]
     explorers = [(e, alt) for path, alt in files if path.suffix == ".json" and (e := figures.explorer(path))]
-    # Thumbnails are seen one by one in their explorer.
+    # Sheets of thumbnails are shown by their explorer, one thumbnail at a time.
     sheets = {e["sprite"]["file"] for e, _ in explorers if e["sprite"]}
     return {
         "title": record["evaluator"],
@@ -200,8 +200,8 @@ def _list(record: Record, key: str) -> list[Any]:
 
 
 def _settings(run: RunFiles) -> list[tuple[str, str, str]]:
-    """(key, value, where it came from)."""
-    # `evaluators` itself only says that the list was given; each evaluator has its own key.
+    """Return (key, value, origin) of each setting."""
+    # `evaluators` itself is only a marker that the list was given; each evaluator has its own key.
     shown = {key: value for key, value in run.settings.items() if key != "evaluators"}
     return [(key, costs.plain(value), str(run.origins.get(key, "default"))) for key, value in shown.items()]
 
@@ -210,7 +210,7 @@ def _commands(run: RunFiles) -> list[tuple[str, str]]:
     given = run.environment.get("command")
     made = re.sub(r"^__main__\.py", "sslkit", given) if isinstance(given, str) else None
     again = f"sslkit run {shlex.quote(str(run.path / 'config.yaml'))} out=NEW_DIRECTORY"
-    return [(what, command) for what, command in (("made it", made), ("makes it again", again)) if command]
+    return [(label, command) for label, command in (("command", made), ("to repeat the run", again)) if command]
 
 
 def _environment_rows(run: RunFiles) -> list[tuple[str, str]]:
@@ -230,14 +230,14 @@ def _skipped(run: RunFiles) -> dict[str, Any]:
 
 
 def _names(runs: Sequence[RunFiles]) -> list[str]:
-    """Directory names, with what stands before them where two are equal."""
+    """Return directory names; whole paths where two names are equal."""
     short = [run.name for run in runs]
     return [name if short.count(name) == 1 else str(run.path) for name, run in zip(short, runs)]
 
 
 def _caveats(chosen: Sequence[Headline | None]) -> list[str]:
     if len({(h.data, h.protocol) for h in chosen if h}) > 1:
-        return ["The runs were not all measured on the same images alike: compare them with care."]
+        return ["Not all runs were evaluated with the same images and protocol: compare them with care."]
     return []
 
 
@@ -262,7 +262,7 @@ def _overlaid(names: list[str], runs: Sequence[RunFiles], chosen: Sequence[Headl
 
 
 def _tradeoffs(names: list[str], runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> list[figures.Chart]:
-    """Accuracy against each cost that at least two runs know; the numbers are those of the table."""
+    """Return charts of accuracy against each cost known for at least two runs; points have the numbers of the table."""
     charts = []
     for unit, words in COSTS.items():
         known = [(n, name, costs.cost(run, unit), h) for n, (name, run, h) in enumerate(zip(names, runs, chosen), 1)]
@@ -274,7 +274,7 @@ def _tradeoffs(names: list[str], runs: Sequence[RunFiles], chosen: Sequence[Head
 
 
 def _heat(runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> dict[str, Any] | None:
-    """Mean accuracy by method and backbone, and of how many runs; None where there is only one of both."""
+    """Return the mean accuracy, and number of runs, by method and backbone; None if there is only one combination."""
     cells: dict[tuple[str, str], list[float]] = {}
     for run, headline in zip(runs, chosen):
         if headline:
@@ -294,7 +294,7 @@ def _heat(runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> dict[s
 
 
 def _differences(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same everywhere, and their values."""
+    """Return the settings that differ between runs, with their values."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "out")
     rows = [(key, [run.setting(key) for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -1,4 +1,4 @@
-"""What a run cost: time, memory, energy, and the size of its network, from whatever the run has noted."""
+"""Costs of a run: time, memory, energy and size of the network, as far as the run has recorded them."""
 
 import re
 from statistics import median
@@ -10,38 +10,38 @@ from sslkit.runs.report.results import results
 
 COSTS = re.compile(r"energy|kwh|co2|carbon|watt|power|hours|gflops|gmacs")
 ELSEWHERE = frozenset({"skipped", "skipped_images", "parameters", "peak_memory_gib"})
-"""Derived values that have a place of their own on the page."""
+"""Derived values that are shown elsewhere on the page."""
 LABELS = {
-    "hours": "hours in all, evaluations counted",
+    "hours": "hours in total, with evaluations",
     "kwh": "kWh",
     "kg_co2e": "kg CO2e",
-    "energy_basis": "how energy and CO2e were found",
+    "energy_basis": "basis of energy and CO2e",
     "megabytes": "MB on disk",
-    "gflops": "GFLOPs of one image, two a multiply-add",
-    "gmacs": "GMACs of one image (multiply-adds)",
+    "gflops": "GFLOPs per image (two per multiply-add)",
+    "gmacs": "GMACs per image (multiply-adds)",
 }
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
-    """(what, value) of everything known, in words."""
+    """Return (label, value) of every known cost, as text."""
     found: list[tuple[str, str]] = []
     if run.metrics:
         found += _measured(run)
     if is_number(parameters := run.derived.get("parameters")):
         found.append(("parameters of the backbone", f"{parameters:,.0f}"))
-    # What the evaluator `cost` measured is newer than what the run noted of the same name.
+    # Measurements of the evaluator `cost` are newer than the run's derived values of the same name.
     known = {key: value for key, value in _derived(run).items() if COSTS.search(key)} | _cost_record(run)
     return found + [(_label(key), plain(value)) for key, value in known.items() if key not in ELSEWHERE]
 
 
 def derived_facts(run: RunFiles) -> list[tuple[str, str]]:
-    """What the run worked out from its settings, without what is a cost."""
+    """Return (label, value) of the values that the run derived from its settings, except costs."""
     shown = {k: v for k, v in _derived(run).items() if not COSTS.search(k) and k not in ELSEWHERE}
     return [(_label(key), plain(value)) for key, value in shown.items()]
 
 
 def cost(run: RunFiles, unit: str) -> float | None:
-    """GFLOPs of one image, seconds of training or kWh of it; None where the run does not tell."""
+    """Return GFLOPs per image, seconds or kWh of training; None if the run has not recorded it."""
     if unit == "seconds":
         found: Any = run.metrics[-1].get("seconds") if run.metrics else None
     elif unit == "kWh":
@@ -52,7 +52,7 @@ def cost(run: RunFiles, unit: str) -> float | None:
 
 
 def plain(value: Any) -> str:
-    """A value as one reads it."""
+    """Format a value for readers."""
     if value is None:
         return "—"
     if isinstance(value, float):
@@ -61,7 +61,7 @@ def plain(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 10 min."""
+    """Format a duration: 12.0 s, 3 min 05 s, 2 h 10 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
     if hours:
@@ -78,7 +78,7 @@ def _measured(run: RunFiles) -> list[tuple[str, str]]:
     memory = _numbers(run, "memory_gib")
     rates, waits = _numbers(run, "images_per_second"), _numbers(run, "data_wait")
     known = [
-        ("training time, evaluations not counted", duration(seconds) if is_number(seconds) else ""),
+        ("training time, without evaluations", duration(seconds) if is_number(seconds) else ""),
         ("images per second, median", rates and f"{median(rates):,.0f}"),
         ("share of time waiting for data, median", waits and f"{100 * median(waits):.1f} %"),
         ("peak memory", memory and f"{max(memory):.2f} GiB"),
@@ -95,5 +95,5 @@ def _derived(run: RunFiles) -> dict[str, Any]:
 
 
 def _cost_record(run: RunFiles) -> dict[str, float]:
-    """The newest figures of the evaluator `cost`."""
+    """Return the newest results of the evaluator `cost`."""
     return next((results(record) for record in reversed(run.evaluations) if record["evaluator"] == "cost"), {})

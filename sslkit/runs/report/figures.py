@@ -1,7 +1,7 @@
-"""Pictures of the page: charts as SVG that follow its colours, and files of the run as data: addresses.
+"""Charts as SVG in the colours of the page, and files of the run embedded as data: URLs.
 
-matplotlib draws the charts; nothing that comes from data is written into them, so that names of any script and
-length stand in the page's own text, escaped, and the colours can be those of the page, light or dark.
+matplotlib draws the charts. Text that comes from data is not written into them but, escaped, into the page itself, so
+that names of any script and length are displayed well, and colours follow the page's light or dark scheme.
 """
 
 import base64
@@ -19,21 +19,22 @@ from markupsafe import Markup
 from sslkit.runs.directory import is_number
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7a3db8", "#5f6b7a")
-"""Told apart with colour-blind eyes (Okabe and Ito 2008, darkened); the page gives each a light and a dark shade."""
+"""Distinguishable with colour blindness (Okabe and Ito 2008, darkened); the page defines light and dark shades."""
 DASHES = ("-", "--", ":", "-.")
 TEXT, LINE = "#010101", "#020202"
 POINTS = 300
-"""A curve of more is thinned: the eye sees no more, and the page stays small."""
+"""Maximum number of points of a curve; curves with more are thinned, without visible loss, to keep the page small."""
 LARGE = 300_000
-"""Bytes of a picture above which it is stored again, smaller."""
+"""Bytes of a picture above which it is scaled down and compressed."""
 WIDEST = 1600
+"""Maximum width in pixels of a picture that is scaled down."""
 ROWS = 200
-"""Rows of a table file that are shown."""
+"""Maximum number of rows of a table file that are shown."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve, with its interval where it has one."""
+    """A curve, with an interval if it has one."""
 
     name: str
     x: list[float]
@@ -47,7 +48,7 @@ class Point:
     """A run in a chart of accuracy against cost."""
 
     number: int
-    """As its row of the table has it."""
+    """The number of its row in the table."""
     name: str
     cost: float
     accuracy: float
@@ -59,20 +60,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing, and where on it what can be read: the page shows the point nearest to finger, mouse or key."""
+    """A drawing and the points on it that can be read off: the page shows the one nearest to a pointer or key press."""
 
     title: str
     alt: str
     svg: Markup
     points: list[tuple[float, float, str]]
-    """(x, y, text), x and y as fractions of width and height from the top left."""
+    """(x, y, text) of each point; x and y are fractions of width and height from the top left."""
     legend: list[tuple[str, str]] = field(default_factory=list)
-    """(style of the line beside it, name)."""
+    """(CSS style of the swatch, name) of each entry."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, embedded."""
+    """An embedded image file."""
 
     address: str
     alt: str
@@ -81,7 +82,7 @@ class Picture:
 
 
 def curves(title: str, series: Sequence[Series], *, percent: bool = False) -> Chart:
-    """Curves over epochs."""
+    """Draw curves over epochs."""
     shown = [_thinned(one) for one in series]
     figure, axes = _figure()
     for number, one in enumerate(shown):
@@ -93,13 +94,13 @@ def curves(title: str, series: Sequence[Series], *, percent: bool = False) -> Ch
     axes.set_xlabel("epoch")
     svg, place = _finished(figure, axes, title, percent)
     points = [(*place(x, y), _reading(one, x, y, percent)) for one in shown for x, y in zip(one.x, one.y)]
-    alt = "; ".join(_course(one, percent) for one in series)
+    alt = "; ".join(_ends(one, percent) for one in series)
     legend = [(_swatch(n), one.name) for n, one in enumerate(series)] if len(series) > 1 else []
     return Chart(title, f"{title} over epochs. {alt}.", svg, points, legend)
 
 
 def scatter(title: str, unit: str, points: Sequence[Point], front: list[tuple[float, float]]) -> Chart:
-    """Accuracy against cost; the line joins the Pareto front."""
+    """Draw accuracy against cost; a line joins the Pareto front."""
     figure, axes = _figure()
     costs = [point.cost for point in points]
     if min(costs) > 0 and max(costs) > 20 * min(costs):
@@ -115,13 +116,13 @@ def scatter(title: str, unit: str, points: Sequence[Point], front: list[tuple[fl
     svg, place = _finished(figure, axes, title, percent=True)
     texts = [f"{p.name}: {100 * p.accuracy:.1f} %, {p.cost:.4g} {unit}" for p in points]
     best = ", ".join(point.name for point in points if point.place in front)
-    alt = f"{title}. {'; '.join(texts)}. Beaten in both by no other run (Pareto front, filled): {best}."
+    alt = f"{title}. {'; '.join(texts)}. No other run is better in both (Pareto front, filled): {best}."
     legend = [("", f"{point.number} {point.name}") for point in points]
     return Chart(title, alt, svg, [(*place(*p.place), text) for p, text in zip(points, texts)], legend)
 
 
 def picture(path: Path, alt: str) -> Picture | None:
-    """The image, smaller where it is large; None where it is damaged or none."""
+    """Embed an image, scaled down if it is large; None if it is missing or damaged."""
     from PIL import Image
 
     try:
@@ -138,7 +139,7 @@ def picture(path: Path, alt: str) -> Picture | None:
 
 
 def table(path: Path) -> list[list[str]] | None:
-    """The first rows of a CSV file; None where it has none."""
+    """Read the first rows of a CSV file; None if it has none."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             rows = [row for row, _ in zip(csv.reader(file), range(ROWS + 1))]
@@ -148,7 +149,7 @@ def table(path: Path) -> list[list[str]] | None:
 
 
 def explorer(path: Path) -> dict[str, Any] | None:
-    """The points of an embedding.json, with its sprite embedded; None where they do not fit together."""
+    """Read the points of an embedding.json and embed its sprite; None if its entries are inconsistent."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         maps = {name: _normalised(found[name]) for name in ("tsne", "pca") if found.get(name)}
@@ -166,7 +167,7 @@ def _sprite(path: Path, about: Any) -> dict[str, Any] | None:
         return None
     file = (path.parent / str(about.get("file"))).resolve()
     if file.parent != path.resolve().parent:
-        # The sheet lies beside the JSON; no other picture is to be carried away.
+        # The sprite is next to the JSON file; no other picture may be embedded.
         return None
     sheet = picture(file, "")
     if sheet is None:
@@ -175,7 +176,7 @@ def _sprite(path: Path, about: Any) -> dict[str, Any] | None:
 
 
 def _normalised(points: Any) -> list[list[float]]:
-    """Into the unit square, rounded to what a screen shows; raises ValueError where they are no points."""
+    """Scale points into the unit square, rounded to a screen's resolution. Raises ValueError if they are not points."""
     xs, ys = ([float(point[i]) for point in points] for i in (0, 1))
     if not all(map(is_number, (*xs, *ys))):
         raise ValueError("not all points are finite")
@@ -184,11 +185,10 @@ def _normalised(points: Any) -> list[list[float]]:
 
 
 def _figure() -> Any:
-    """A small chart: on a phone it is as wide as the screen, and its letters must stay readable."""
+    """Create a small chart, whose text stays readable at the width of a phone's screen."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # Text stays text: it takes the page's font, and can be searched and read aloud.
     with mpl.rc_context({"font.size": 11}):
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
         axes = figure.subplots()
@@ -201,7 +201,7 @@ def _figure() -> Any:
 
 
 def _finished(figure: Any, axes: Any, title: str, percent: bool) -> tuple[Markup, Any]:
-    """The SVG, and a function from data to fractions of it; `title` keeps the ids of two charts apart."""
+    """Return the SVG and a function from data coordinates to fractions of its size; `title` makes its ids unique."""
     import matplotlib as mpl
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -211,6 +211,7 @@ def _finished(figure: Any, axes: Any, title: str, percent: bool) -> tuple[Markup
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=max(axes.get_xlim()) > 3))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     drawn = io.StringIO()
+    # Keep text as text: it uses the page's font, and can be searched and read aloud.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     box = figure.bbox
@@ -223,7 +224,7 @@ def _finished(figure: Any, axes: Any, title: str, percent: bool) -> tuple[Markup
 
 
 def _page_svg(svg: str) -> Markup:
-    """Without the file's head, in the page's colours, and with no id that a second chart has too."""
+    """Convert an SVG file for the page: without header, in the page's colours, without ids shared between charts."""
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
     body = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", body, count=1)
     body = re.sub(r' id="(?!p[0-9a-f]{10}"|m[0-9a-f]{10}")[^"]*"', "", body)
@@ -243,7 +244,7 @@ def _thinned(series: Series) -> Series:
     step = -(-len(series.x) // POINTS)
     if step == 1:
         return series
-    # From the end, so that the last value is the one that is shown.
+    # Count from the end, so that the last value is kept.
     keep = range(len(series.x) - 1, -1, -step)[::-1]
     rows = [None if v is None else [v[i] for i in keep] for v in (series.x, series.y, series.low, series.high)]
     return Series(series.name, cast(list[float], rows[0]), cast(list[float], rows[1]), rows[2], rows[3])
@@ -253,7 +254,8 @@ def _reading(series: Series, x: float, y: float, percent: bool) -> str:
     return f"{series.name}, epoch {x:g}: {_value(y, percent)}"
 
 
-def _course(series: Series, percent: bool) -> str:
+def _ends(series: Series, percent: bool) -> str:
+    """Describe a curve by its first and last value."""
     first, last = (f"{_value(series.y[i], percent)} at epoch {series.x[i]:g}" for i in (0, -1))
     return f"{series.name}: {first}, {last}" if len(series.x) > 1 else f"{series.name}: {last}"
 

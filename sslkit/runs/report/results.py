@@ -1,4 +1,4 @@
-"""The figures that matter: the last epoch's, the maximum over epochs named as such, the random initialisation's."""
+"""Results of a run: accuracies after the last epoch, at random initialisation, and, labelled so, maxima over epochs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 from sslkit.runs.directory import Record, RunFiles, is_number
 
 Key = tuple[str, str, str, str]
-"""Evaluator, figure, protocol, data: only figures that agree in all four belong on one curve."""
+"""Evaluator, figure, protocol, data: only results that agree in all four belong to one curve."""
 NO_RESULT = frozenset({"epoch", "step", "n_train", "n_test", "seed", "seconds"})
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy as a fraction, with its 95 % interval where the record has one."""
+    """An accuracy as a fraction, with its 95 % interval if the record has one."""
 
     epoch: float
     value: float
@@ -25,7 +25,7 @@ class Accuracy:
 
     @property
     def interval(self) -> str:
-        """The interval in words, or nothing."""
+        """The interval as text, or an empty string."""
         if self.low is None or self.high is None:
             return ""
         return f"95 % interval {percent(self.low)} to {percent(self.high)}"
@@ -40,7 +40,7 @@ class Headline:
     protocol: str
     data: str
     epochs: tuple[Accuracy, ...]
-    """In order, one an epoch."""
+    """In order, one per epoch."""
 
     @property
     def title(self) -> str:
@@ -52,12 +52,12 @@ class Headline:
 
     @property
     def first(self) -> Accuracy | None:
-        """The random initialisation, where training followed it."""
+        """The accuracy at random initialisation; None if it was not measured, or if nothing was measured after it."""
         return self.epochs[0] if self.epochs[0].epoch == 0 and self.last.epoch > 0 else None
 
     @property
     def best(self) -> Accuracy:
-        """The maximum over the epochs trained: chosen by looking at the test images, so never the headline."""
+        """The maximum over epochs of training; it is selected on the test images, so it is never the headline."""
         return max((a for a in self.epochs if a.epoch > 0), key=lambda a: a.value, default=self.last)
 
     @property
@@ -70,7 +70,7 @@ def percent(fraction: float) -> str:
 
 
 def headlines(run: RunFiles) -> list[Headline]:
-    """Every accuracy of a run, as first met. What was measured again at an epoch replaces what was there."""
+    """Return every accuracy of a run, in order of first occurrence; later measurements of an epoch replace earlier."""
     found: dict[Key, dict[float, Accuracy]] = {}
     for record in run.evaluations:
         for figure in accuracies(record):
@@ -81,23 +81,23 @@ def headlines(run: RunFiles) -> list[Headline]:
 
 
 def accuracies(record: Record) -> list[str]:
-    """Names of a record's accuracies; top5 stands in the table of all measurements alone."""
+    """Return the names of a record's accuracies, except top5, which is only in the table of all measurements."""
     return [name for name in results(record) if _is_fraction(record, name) and not name.endswith("top5")]
 
 
 def results(record: Record) -> dict[str, float]:
-    """What the evaluator found, without the bounds of intervals and what describes the record."""
+    """Return the results in a record, without bounds of intervals and metadata."""
     found = {k: v for k, v in record.items() if is_number(v) and k not in NO_RESULT}
     return {k: v for k, v in found.items() if k.rpartition("_")[0] not in found or not k.endswith(("_low", "_high"))}
 
 
 def in_words(record: Record) -> str:
-    """A record's results: accuracies in per cent, with their intervals."""
-    return ", ".join(_in_words(record, name, value) for name, value in results(record).items())
+    """Format a record's results as text: accuracies in per cent, with their intervals."""
+    return ", ".join(_formatted(record, name, value) for name, value in results(record).items())
 
 
 def shared_headline(runs: Iterable[RunFiles]) -> tuple[str, str] | None:
-    """(evaluator, figure) that most runs have; of equals the linear probe's, then the first met."""
+    """Return the (evaluator, figure) that most runs have; ties go to the linear probe, then to the first one."""
     counts: dict[tuple[str, str], int] = {}
     for run in runs:
         for name in dict.fromkeys((h.evaluator, h.figure) for h in headlines(run)):
@@ -106,13 +106,13 @@ def shared_headline(runs: Iterable[RunFiles]) -> tuple[str, str] | None:
 
 
 def headline_of(run: RunFiles, name: tuple[str, str] | None) -> Headline | None:
-    """The run's own measurement of that name: the one over the most epochs."""
+    """Return the run's accuracy of that name; if there are several, the one measured at the most epochs."""
     mine = [h for h in headlines(run) if (h.evaluator, h.figure) == name]
     return max(mine, key=lambda h: len(h.epochs), default=None)
 
 
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, accuracy) those that no other one beats in both, by rising cost."""
+    """Return the Pareto front of (cost, accuracy) pairs, in order of increasing cost."""
     front: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or accuracy > front[-1][1]:
@@ -130,7 +130,7 @@ def _is_fraction(record: Record, name: str) -> bool:
     return name.rpartition("_")[2] in ("top1", "top5") or f"{name}_low" in record
 
 
-def _in_words(record: Record, name: str, value: Any) -> str:
+def _formatted(record: Record, name: str, value: Any) -> str:
     if not _is_fraction(record, name):
         return f"{name} {value:.4g}"
     interval = _accuracy(record, name)

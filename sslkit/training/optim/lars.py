@@ -1,4 +1,4 @@
-"""LARS, all tensors at a time and without a look at the device."""
+"""LARS that updates all tensors at once and never synchronises host and device."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 BLOCK = 2**20
-"""Numbers that a CPU updates at a time: they are read five times, and so come from its cache four times."""
+"""Elements that a CPU updates at a time: an update reads them five times, four of them from the CPU's cache."""
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling: momentum SGD on gradients brought to the scale of their weights.
+    """Layer-wise adaptive rate scaling: momentum SGD on gradients rescaled to the norm of their weights.
 
-    You et al. 2017, Eq. 6 and Algorithm 1, except that the rate multiplies after the momentum, as in BYOL's code and
-    torch's SGD: the two are equal while the rate is constant. State and settings of groups are named as by timm's Lars,
-    and a step is the same. The parameters of a group are of one type, on one device.
+    You et al. 2017, Eq. 6 and Algorithm 1, except that the learning rate is applied after the momentum, as in BYOL's
+    code and torch's SGD; both forms are equal while the rate is constant. State and group settings have the names of
+    timm's Lars, and a step gives the same result. The parameters of a group must share one dtype and one device.
     """
 
     def __init__(
@@ -29,18 +29,18 @@ class LARS(torch.optim.Optimizer):
         eps: float = 1e-8,
         always_adapt: bool = False,
     ) -> None:
-        """`always_adapt`: adapt a group also without decay; else one without decay is left to plain SGD.
-
-        trust_coeff: η of Eq. 6; eps is added to its denominator.
+        """
+        trust_coeff: η of Eq. 6. eps: added to its denominator.
+        always_adapt: adapt groups without weight decay too; otherwise they are updated by plain SGD.
         """
         settings = {"momentum": momentum, "weight_decay": weight_decay, "trust_coeff": trust_coeff, "eps": eps}
         super().__init__(params, {"lr": lr, "always_adapt": always_adapt} | settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; the gradients are used up.
+        """Update every parameter that has a gradient; gradients are overwritten.
 
-        `closure` computes the loss anew, which is then returned.
+        closure: recomputes the loss, which is then returned.
         """
         loss = None
         if closure is not None:
@@ -62,7 +62,7 @@ class LARS(torch.optim.Optimizer):
             [self.state[p].get("momentum_buffer") for p in params],
             lr=group["lr"],
             momentum=group["momentum"],
-            # Already in the adapted gradients.
+            # The adapted gradients already include the weight decay.
             weight_decay=0.0,
             dampening=0.0,
             nesterov=False,
@@ -72,23 +72,23 @@ class LARS(torch.optim.Optimizer):
 
 
 def _blocks(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Whole tensors of about BLOCK numbers together on the CPU; elsewhere all of them, in as few kernels as can be."""
+    """Group tensors into blocks of about BLOCK elements on the CPU; into one block elsewhere, for few kernels."""
     block: list[Tensor] = []
-    numbers = 0
+    elements = 0
     for p in params:
         block.append(p)
-        numbers += p.numel() if p.device.type == "cpu" else 0
-        if numbers > BLOCK:
+        elements += p.numel() if p.device.type == "cpu" else 0
+        if elements > BLOCK:
             yield block
-            block, numbers = [], 0
+            block, elements = [], 0
     if block:
         yield block
 
 
 def _adapt(params: list[Tensor], grads: list[Tensor], decay: float, trust: float, eps: float) -> None:
-    """g becomes (g + decay·w) · trust·‖w‖ / (‖g‖ + decay·‖w‖ + eps), of each tensor; unscaled where ‖w‖ or ‖g‖ is 0.
+    """Replace each g by (g + decay·w) · trust·‖w‖ / (‖g‖ + decay·‖w‖ + eps), per tensor; unscaled if ‖w‖ or ‖g‖ is 0.
 
-    In place: to allocate room for another set of gradients costs the CPU more than the arithmetic.
+    In place, because allocating another set of gradients costs more time on the CPU than the arithmetic.
     """
     weight, grad = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, grads))
     ratio = trust * weight / (grad + decay * weight + eps)
@@ -98,7 +98,7 @@ def _adapt(params: list[Tensor], grads: list[Tensor], decay: float, trust: float
 
 
 def start_momentum(optimizer: torch.optim.Optimizer, params: Iterable[Tensor], group: dict[str, Any]) -> None:
-    """Momentum of zero for parameters that have none: torch's fused SGD fails where some have it and some do not."""
+    """Set missing momentum buffers to zero: torch's fused SGD fails if only some parameters have one."""
     if group["momentum"]:
         for p in params:
             if "momentum_buffer" not in optimizer.state[p]:
@@ -106,9 +106,9 @@ def start_momentum(optimizer: torch.optim.Optimizer, params: Iterable[Tensor], g
 
 
 def at_once(params: Iterable[Tensor]) -> dict[str, Any]:
-    """torch's setting for one kernel over all tensors: fused where the device has it, else foreach.
+    """Return torch's setting for one kernel over all tensors: fused if the device supports it, else foreach.
 
-    Fused kernels of the CPU take for granted that gradients lie in memory like their parameters, as autograd's do.
+    Fused CPU kernels assume that gradients have the strides of their parameters, as autograd's have.
     """
     from torch.optim.optimizer import _default_to_fused_or_foreach
 

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules, and optimizer state as plain tensors and JSON."""
+"""Create optimizers by name, with parameter groups for weight decay and learning rate."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ BUILTIN = ("sgd", "adam", "adamw", "lars")
 
 
 def known_optimizer(name: str) -> str | None:
-    """None if `name` is sgd, adam, adamw, lars or timm:NAME; else a sentence that says what is wrong."""
+    """Return None if `name` is sgd, adam, adamw, lars or a usable timm:NAME; otherwise a message that says why not."""
     if name in BUILTIN:
         return None
     if not name.startswith("timm:"):
@@ -39,13 +39,13 @@ def known_optimizer(name: str) -> str | None:
 def make_optimizer(
     module: nn.Module, settings: Optimizer, lr: float, constant: Iterable[str] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer of every parameter of `module` that takes a gradient, at learning rate `lr`.
+    """Return an optimizer of every trainable parameter of `module`, at learning rate `lr`.
 
-    Biases and normalisation parameters, known by having one dimension, are not decayed, nor adapted by LARS
-    (as in SimCLR and BYOL). `constant` names the parts of `module` whose rate `Schedule` keeps at its peak. sgd
-    is momentum SGD without Nesterov; timm's optimizers keep timm's own betas unless others than Adam's usual
-    ones are set. torch's own optimizers and LARS update all tensors at once (fused where the device can, else
-    foreach), deterministically.
+    Biases and normalisation parameters, recognised by having one dimension, are neither decayed nor adapted by LARS
+    (as in SimCLR and BYOL). constant: names of the children of `module` whose learning rate `Schedule` keeps at its
+    peak. sgd is momentum SGD without Nesterov. timm's optimizers keep timm's default betas unless `settings.betas`
+    differs from Adam's defaults. torch's own optimizers and LARS update all tensors at once (fused if the device
+    supports it, else foreach), deterministically.
     """
     groups = _groups(module, settings, tuple(constant))
     kernels = at_once(p for group in groups for p in group["params"])
@@ -62,18 +62,18 @@ def make_optimizer(
 
 def _groups(module: nn.Module, settings: Optimizer, constant: tuple[str, ...]) -> list[dict[str, Any]]:
     trained = [(name.partition(".")[0] in constant, p) for name, p in module.named_parameters() if p.requires_grad]
-    # timm's schedules multiply the rate of a group by its lr_scale.
+    # timm's schedulers multiply the learning rate of a group by its lr_scale.
     exempt = {"weight_decay": 0.0} | ({"lr_scale": settings.exempt_lr / settings.lr} if settings.exempt_lr else {})
-    kinds = [
+    groups = [
         {
-            "params": [p for held, p in trained if held == stays and (p.ndim > 1) == decayed],
-            "constant_lr": stays,
+            "params": [p for constant_lr, p in trained if constant_lr == in_group and (p.ndim > 1) == decayed],
+            "constant_lr": in_group,
             **({"weight_decay": settings.weight_decay} if decayed else exempt),
         }
-        for stays in (False, True)
+        for in_group in (False, True)
         for decayed in (True, False)
     ]
-    return [group for group in kinds if group["params"]]
+    return [group for group in groups if group["params"]]
 
 
 def _sgd(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
@@ -88,9 +88,9 @@ def _start_all_momentum(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
 
 
 def _lars(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    """LARS with trust coefficient 1e-3 that leaves biases and normalisation parameters to SGD."""
+    """Return LARS with trust coefficient 1e-3; biases and normalisation parameters are updated by plain SGD."""
     for group in groups:
-        # Decay 0 must still adapt the weights.
+        # Weights must be adapted even if their decay is 0.
         group["always_adapt"] = group["params"][0].ndim > 1
     return LARS(groups, trust_coeff=1e-3, **options)
 
@@ -100,7 +100,7 @@ def _timm_optimizer(
 ) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2
 
-    usual = Optimizer.model_fields["betas"].default
-    betas: dict[str, Any] = {} if settings.betas == usual else {"betas": settings.betas}
+    default = Optimizer.model_fields["betas"].default
+    betas: dict[str, Any] = {} if settings.betas == default else {"betas": settings.betas}
     name = settings.name.removeprefix("timm:")
     return create_optimizer_v2(groups, name, lr, weight_decay, momentum=settings.momentum, **betas)

@@ -9,13 +9,13 @@ from sslkit.nn.schedules import cosine
 
 
 def scaled_lr(settings: Optimizer, batch: int) -> float:
-    """The peak learning rate for a batch of `batch` images an optimizer step."""
+    """Return the peak learning rate for `batch` images per optimizer step."""
     scale = {"none": 1.0, "linear": batch / 256, "sqrt": math.sqrt(batch)}
     return settings.lr * scale[settings.lr_scaling]
 
 
 class Schedule:
-    """Sets learning rate and weight decay as a pure function of the step, so there is nothing to checkpoint."""
+    """Learning rate and weight decay as pure functions of the step, so that there is no state to checkpoint."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, warmup: int) -> None:
         from timm.scheduler import CosineLRScheduler
@@ -30,7 +30,7 @@ class Schedule:
             t_initial=max(2, steps - warmup),
             lr_min=0 if cosine else peak,
             warmup_t=warmup,
-            # One part of warmup + 1: the first step already learns, and the warm-up ends at the peak.
+            # The first step has 1 / (warmup + 1) of the peak, not 0, and the warm-up ends at the peak.
             warmup_lr_init=peak / (warmup + 1),
             warmup_prefix=True,
             t_in_epochs=False,
@@ -49,7 +49,7 @@ class Schedule:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Optimizer, steps: int, steps_per_epoch: int) -> Schedule:
-    """Linear warm-up to the rate that `optimizer` was made with, then cosine to zero at `steps`, or constant.
+    """Return a linear warm-up to the learning rate of `optimizer`, then a cosine to zero at `steps`, or a constant.
 
     Warm-up step i has (i + 1)/(warmup + 1) of the peak. The warm-up takes `settings.warmup_epochs`, but at
     most a tenth of the run.

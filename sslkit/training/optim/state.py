@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 NOT_STATE = ("params", "lr", "initial_lr", "fused", "foreach")
-"""What a group holds that is the module's, the schedule's or the machine's: a checkpoint goes on with other kernels."""
+"""Entries of a group that the module, the schedule or the machine sets, and that are therefore not restored: a run may
+be resumed with other kernels."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state without pickle: contiguous tensors for safetensors, and the rest for JSON.
+    """Return the optimizer's state without pickle: contiguous tensors for safetensors, and the rest for JSON.
 
-    Learning rates are left out: they are the schedule's, a function of the step.
+    Learning rates are left out, because the schedule computes them from the step.
     """
     tensors: dict[str, Tensor] = {}
     layouts: dict[str, Any] = {}
@@ -30,27 +31,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_tensors` gave, into an optimizer made alike for the same module.
+    """Restore the state returned by `optimizer_tensors`, in an optimizer created with the same settings and module.
 
-    Every tensor gets back the strides and the kind of device (its parameter's, or the CPU) that it had, so
-    that training goes on bit for bit where the kernels are the same. Raises ValueError where the parameters do
-    not correspond.
+    Every tensor is restored with its strides and kind of device (its parameter's, or the CPU), so that training
+    continues bit-identically if the kernels are the same. Raises ValueError if the parameters do not correspond.
     """
     _state(optimizer).clear()
     homes = _homes(optimizer)
     for key, saved in [*tensors.items(), *rest["plain"].items()]:
         owner, _, name = key.partition(".")
         if owner not in homes:
-            raise ValueError(f"saved optimizer state {key!r} has no place in this optimizer")
+            raise ValueError(f"saved optimizer state {key!r} does not belong to this optimizer")
         home, device = homes[owner]
         if key in rest["layouts"]:
-            home[name] = _laid_out(saved, rest["layouts"][key], device, name in _on_device(optimizer))
+            home[name] = _with_layout(saved, rest["layouts"][key], device, name in _on_device(optimizer))
         elif name not in NOT_STATE:
             home[name] = tuple(saved) if isinstance(home.get(name), tuple) else saved
 
 
 def _homes(optimizer: torch.optim.Optimizer) -> dict[str, tuple[dict[str, Any], torch.device]]:
-    """The dictionaries that hold state, with their device: "3" is parameter 3's, "group1" that of group 1."""
+    """Return the dictionaries that hold state, with their device: "3" for parameter 3, "group1" for group 1."""
     state = _state(optimizer)
     groups = optimizer.param_groups
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -59,23 +59,23 @@ def _homes(optimizer: torch.optim.Optimizer) -> dict[str, tuple[dict[str, Any], 
 
 
 def _state(optimizer: torch.optim.Optimizer) -> Any:
-    # timm's Lookahead wraps an optimizer that keeps the state of both.
+    # timm's Lookahead wraps an optimizer, which holds the state of both.
     return getattr(optimizer, "_base_optimizer", optimizer).state
 
 
 def _on_device(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Tensors that stand beside their parameter whoever saved them: fused Adam counts its steps there."""
+    """Return names of state tensors that belong on their parameter's device in any case: fused Adam's step count."""
     return ("step",) if optimizer.defaults.get("fused") else ()
 
 
-def _laid_out(saved: Tensor, layout: Mapping[str, Any], device: torch.device, beside: bool) -> Tensor:
-    device = torch.device("cpu") if layout["on_cpu"] and not beside else device
+def _with_layout(saved: Tensor, layout: Mapping[str, Any], device: torch.device, on_device: bool) -> Tensor:
+    device = torch.device("cpu") if layout["on_cpu"] and not on_device else device
     empty = torch.empty_strided(tuple(saved.shape), tuple(layout["stride"]), dtype=saved.dtype, device=device)
     return empty.copy_(saved)
 
 
 def _is_running(key: str, value: Any) -> bool:
-    """Whether an entry is a plain value, such as a step count, and state."""
+    """Return True if an entry is state and a plain value, such as a step count."""
     if key in NOT_STATE:
         return False
     items = value if isinstance(value, list | tuple) else [value]

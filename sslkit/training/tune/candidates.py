@@ -12,9 +12,9 @@ from sslkit.training.execution import Execution, depthwise_convolutions, usual
 
 
 def eager_candidates(config: RunConfig, device: torch.device, method: Method) -> list[Execution]:
-    """The usual candidate, and those that differ from it in one thing that the settings leave open; all uncompiled.
+    """Return the default execution, and those that differ from it in one setting that is left open; all uncompiled.
 
-    Depthwise convolutions in fp32, where the network has any, are tried with each precision below that.
+    If the network has depthwise convolutions, each lower precision is also tried with these in fp32.
     """
     config = config.model_copy(update={"compile": False})
     candidates = [usual(config, device)]
@@ -31,12 +31,12 @@ def eager_candidates(config: RunConfig, device: torch.device, method: Method) ->
 
 
 def compiled_candidates(config: RunConfig, device: torch.device, best: Execution) -> list[Execution]:
-    """The best uncompiled candidate, compiled, where the settings leave that open.
+    """Return compiled versions of the best uncompiled candidate, if the settings leave compilation open.
 
-    Not with several GPUs: what a process tries alone has no synchronised batch norm, which compiles otherwise and
+    None with several GPUs: trials of a single process lack synchronised batch norm, which compiles differently and
     cannot be replayed as a CUDA graph.
     """
     if config.compile != "auto" or (device.type == "cuda" and distributed.world() > 1):
         return []
-    kinds = ["default", "graphs"] if device.type == "cuda" else ["default"]
-    return [replace(best, compile=kind) for kind in kinds]
+    modes = ["default", "graphs"] if device.type == "cuda" else ["default"]
+    return [replace(best, compile=mode) for mode in modes]

@@ -1,4 +1,4 @@
-"""What earlier runs found out about the executions of a network, and where that is kept."""
+"""Timings of the executions of a network, cached on disk for later runs."""
 
 import json
 from collections.abc import Callable
@@ -18,63 +18,64 @@ if TYPE_CHECKING:
 
 
 MARGIN = 0.97
-"""A candidate must take less than this share of the usual one's time: timings of a few steps are noisy."""
+"""Share of the default execution's time below which a candidate counts as faster: timings of few steps are noisy."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was found out about one direction."""
+    """Measurements of one execution."""
 
     execution: Execution
     first: float = 0.0
-    """Seconds of the first step, compiling included."""
+    """Seconds of the first step, compilation included."""
     step: float = 0.0
-    """Seconds of a further step, the shortest of a few: what disturbs one, as memory taken anew does, only adds."""
+    """Seconds of a later step: the minimum of a few, because disturbances such as memory allocation only add time."""
     loss: float = 0.0
-    """Loss of the first step, of the same weights and views for every candidate timed with it."""
+    """Loss of the first step, on the same weights and views for all candidates that were timed together."""
     expected: float = 0.0
-    """That of the first candidate timed with it: a later run, of another seed, may have timed the others."""
+    """Loss of the first candidate that was timed together with this one; other runs may have used other seeds."""
     error: str = ""
-    """Why it cannot be used here."""
+    """Reason why this execution cannot be used on this machine."""
     passing: bool = False
-    """Whether that may be otherwise another day: memory ran out, which others may have held."""
+    """True if the error may be temporary: memory ran out, which other processes may have used."""
 
     def total(self, steps: int) -> float:
-        """Expected seconds of a run of `steps` steps."""
+        """Return the expected seconds of a run of `steps` steps."""
         return self.first + self.step * (steps - 1)
 
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """What earlier runs found out."""
+    """Measurements of earlier runs."""
 
     timings: dict[Execution, Timing] = field(default_factory=dict)
-    """Of candidates with plain views, which cost them all the same."""
+    """Timings of candidates with uncompiled views, which take the same time for all of them."""
     compiled_views: bool | None = None
-    """Whether compiled views are as good as plain ones, and faster; None: not known."""
+    """True if compiled views are equal to uncompiled ones and faster, False if not; None: unknown."""
 
 
 def images_per_second(setup: "TrainingSetup") -> float | None:
-    """What the steps of this process take in their chosen candidate, where that was timed, now or in an earlier run."""
+    """Return images/s of this process's steps in the chosen execution, or None if it was never timed."""
     timings = recalled(setup).timings
-    candidate = replace(setup.execution, compiled_views=False)
-    # Where the settings ask for compiled networks, only uncompiled ones were timed.
-    timing = timings.get(candidate) or timings.get(replace(candidate, compile="no"))
+    execution = replace(setup.execution, compiled_views=False)
+    # With compile=true only uncompiled networks were timed.
+    timing = timings.get(execution) or timings.get(replace(execution, compile="no"))
     return setup.images_per_step / distributed.world() / timing.step if timing and timing.step else None
 
 
 def recalled(setup: "TrainingSetup") -> TuningRecord:
-    """What the first process remembers."""
+    """Return the record that the first process has cached, on all processes."""
     result: TuningRecord = distributed.from_main(recall(remembered_in(setup)) if distributed.is_main() else None)
     return result
 
 
 def remembered_in(setup: "TrainingSetup") -> Path:
+    """Return the path of the cache file."""
     return cache_dir() / "tune" / f"{digest(key_of(setup))}.json"
 
 
 def key_of(setup: "TrainingSetup") -> dict[str, Any]:
-    """Everything that the time of a step depends on."""
+    """Return the key of the cache: everything that the time of a step depends on."""
     config = setup.config
     return {
         "device": device_name(setup.device),
@@ -96,19 +97,20 @@ def key_of(setup: "TrainingSetup") -> dict[str, Any]:
 
 
 def recall(file: Path) -> TuningRecord:
-    """What is known from earlier runs; nothing from a file that cannot be read, for it can be found out again."""
+    """Read the record of earlier runs; empty if the file cannot be read, because it can be measured again."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        timings = [Timing(**record | {"execution": Execution(**record["execution"])}) for record in told["timings"]]
-        return TuningRecord({timing.execution: timing for timing in timings}, told["compiled_views"])
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        timings = [Timing(**record | {"execution": Execution(**record["execution"])}) for record in saved["timings"]]
+        return TuningRecord({timing.execution: timing for timing in timings}, saved["compiled_views"])
     except (OSError, ValueError, KeyError, TypeError):
         return TuningRecord()
 
 
 def remember(setup: "TrainingSetup", known: TuningRecord, log: Callable[[str], None]) -> None:
+    """Write the record for later runs, without temporary errors."""
     lasting = [asdict(timing) for timing in known.timings.values() if not timing.passing]
-    told = {"about": key_of(setup), "compiled_views": known.compiled_views, "timings": lasting}
+    saved = {"about": key_of(setup), "compiled_views": known.compiled_views, "timings": lasting}
     try:
-        atomic.write_json(remembered_in(setup), told)
+        atomic.write_json(remembered_in(setup), saved)
     except OSError as error:
-        log(f"what was timed cannot be kept for other runs: {error}")
+        log(f"timings cannot be saved for later runs: {error}")

@@ -1,4 +1,4 @@
-"""Each execution of a network takes a few real steps, on copies of the method and its optimizer."""
+"""Time a few real training steps of each execution, on copies of the method and its optimizer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from sslkit.training.setup import TrainingSetup
 
 TIMED_STEPS = 3
-"""Steps of each candidate after the first, which warms up and is timed apart."""
+"""Timed steps of each candidate after the first, which is for warm-up and timed separately."""
 LONG = 20.0
-"""Seconds that the first steps of all candidates may take together; if they take longer, one further step is timed."""
+"""Total seconds of the candidates' first steps beyond which only one further step of each is timed."""
 
 
 def measure(setup: "TrainingSetup", candidates: list[Execution], log: Callable[[str], None]) -> dict[Execution, Timing]:
-    """Time each candidate: its first step by itself, then all in turns, so that a noisy moment hits them alike.
+    """Time the candidates: the first step of each, then further steps in turns, so that noise affects all alike.
 
-    The first of them that works says what the first loss should be. Returns the same on all processes.
+    The first candidate that works defines the expected loss. Returns the same on all processes.
     """
     compiling = any(candidate.compile != "no" for candidate in candidates)
     log(
         f"trying {len(candidates)} executions of the network"
-        + (", compiled too, for a minute or two" if compiling else "")
+        + (", some of them compiled, which takes a minute or two" if compiling else "")
     )
     image_batches = [stored_batch(setup, number) for number in range(setup.config.accumulate)]
-    # Alone, because a step that fails in one process would leave the others waiting within theirs.
+    # Without communication, because a step that fails in one process would leave the others waiting in theirs.
     with distributed.alone(), torch.random.fork_rng(devices=[setup.device] if setup.device.type == "cuda" else []):
         timings = _take_turns(setup, candidates, image_batches)
     release(setup.device)
     if setup.device.type == "cuda":
-        # What the run says of its memory must not count the copies.
+        # The peak memory that the run reports must not include the copies.
         torch.cuda.reset_peak_memory_stats(setup.device)
     return _agreed(timings)
 
@@ -53,7 +53,7 @@ def measure(setup: "TrainingSetup", candidates: list[Execution], log: Callable[[
 def _take_turns(
     setup: "TrainingSetup", candidates: list[Execution], image_batches: list[ImageBatch]
 ) -> dict[Execution, Timing]:
-    # Kernels that are loaded or compiled once a process must not count for the candidate that happens to be first.
+    # Kernels that are loaded or compiled once per process must not add to the time of the first candidate.
     Trial(setup, replace(candidates[0], compile="no")).begin(image_batches)
     trials = [Trial(setup, candidate) for candidate in candidates]
     for trial in trials:
@@ -67,7 +67,7 @@ def _take_turns(
 
 
 def _agreed(timings: dict[Execution, Timing]) -> dict[Execution, Timing]:
-    """Of all processes the slowest, which the others wait for; what failed in one of them failed."""
+    """Return the timings of the slowest process, which the others wait for, or of one in which the candidate failed."""
     everyones = distributed.everyones(timings)
     return {
         candidate: max((theirs[candidate] for theirs in everyones), key=lambda t: (t.error, t.step))
@@ -76,7 +76,7 @@ def _agreed(timings: dict[Execution, Timing]) -> dict[Execution, Timing]:
 
 
 class Trial:
-    """One candidate on its own copy of the method, with its own optimizer; freed where it fails."""
+    """One candidate with its own copy of the method and its own optimizer, which are freed if it fails."""
 
     def __init__(self, setup: "TrainingSetup", candidate: Execution) -> None:
         self.candidate = candidate
@@ -109,27 +109,27 @@ class Trial:
         )
 
     def _timed(self, image_batches: list[ImageBatch]) -> tuple[float, float]:
-        """Seconds and loss of one step."""
+        """Return the seconds and the loss of one step."""
         with Stopwatch(self._setup.device) as watch:
-            # Reading the loss does not wait for the update that follows it.
+            # The stopwatch synchronises, because reading the loss does not wait for the optimizer's update.
             loss = float(train_step(self._setup, image_batches, 0)["loss"])
         return watch.seconds, loss
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Whatever a candidate fails with, the run goes on without it."""
+        """Record any exception of the block as the error of this candidate, so that the run continues without it."""
         try:
             yield
         except Exception as error:
             self.error, self.passing = in_one_line(error), is_out_of_memory(error)
             self._setup = self._given
         if self.error:
-            # The candidates that follow need what this one had taken.
+            # Make the memory of this candidate available to the next ones.
             release(self._given.device)
 
 
 def stored_batch(setup: "TrainingSetup", number: int) -> ImageBatch:
-    """Stored images, without disturbing the loader."""
+    """Return batch `number` of the stored images, without affecting the loader."""
     store, share = setup.stores.pretrain, setup.config.batch_size // distributed.world()
     rows = (np.arange(share) + number * share) % len(store)
     images = torch.from_numpy(store.read(rows)).to(setup.device).permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a heading is a button that sorts its column, up and then down; rows without a number stay last.
+// Tables: a heading is a button that sorts its column, first ascending, then descending; rows without a number stay last.
 function sortKey(row, column) {
   const cell = row.cells[column];
   const text = cell.dataset.value ?? cell.textContent.trim();
@@ -37,7 +37,7 @@ for (const box of document.querySelectorAll("input.defaults")) {
   update();
 }
 
-// What charts and maps share: the nearest point to a place, and the next one in the direction of an arrow key.
+// Shared by charts and maps: the point nearest to a position, and the next one in the direction of an arrow key.
 function nearest(points, x, y) {
   let best = -1, least = Infinity;
   points.forEach((point, i) => {
@@ -56,7 +56,7 @@ function neighbour(points, from, [dx, dy]) {
     if (!point || i === from) return;
     const along = (point[0] - x) * dx + (point[1] - y) * dy;
     const aside = Math.abs((point[0] - x) * dy) + Math.abs((point[1] - y) * dx);
-    // Sideways counts double, so that a row of points is walked along before it is left.
+    // Perpendicular distance counts double, so that arrow keys follow a row of points.
     if (along > 0 && along + 2 * aside < least) [best, least] = [i, along + 2 * aside];
   });
   return best;
