@@ -89,7 +89,7 @@ class Subject(Attachments):
         return self.preprocessing.views(images)
 
     def outputs(self, store: "Store", network: Network) -> tuple[Tensor, Tensor]:
-        """Return a function's outputs for the views of a store's labelled images, float32 [N, width], and classes [N]."""
+        """Return a function's outputs for a store's labelled images, float32 [N, width], and their classes [N]."""
         return labelled_outputs(store, network, self.preprocessing)
 
     def fresh(self, initial: bool = False) -> nn.Module:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class Queue(nn.Module):
-    """The newest `size` rows that were pushed, normalised to unit length (He et al. 2020, arXiv:1911.05722, 3.1).
+    """The newest `size` rows that were pushed, normalised to unit length (He et al. 2020, arXiv:1911.05722, 3.2).
 
     Until it is full it also holds random directions, as in the reference code. All its state is in
     buffers and no push synchronises with the device. Pushed with rows gathered from all processes, it is the same on
