@@ -96,20 +96,25 @@ def print_epoch_curves(records: list[dict[str, Any]]) -> None:
 
 
 def print_outcome(run: "Run") -> None:
-    """Print each last accuracy against the first: the gain of pre-training over random initialisation."""
+    """Print each last accuracy beside its floors; the gain is over random initialisation, in points."""
     from sslkit.runs.display import accuracy
+    from sslkit.runs.records import FLOORS, RANDOM_INIT, floors_of
 
     console = terminal()
     records = [r for r in run.evaluations if r["during_run"]]
-    table = _table("evaluator", "random init", "pre-trained", "gain")
+    table = _table("evaluator", *FLOORS.values(), "pre-trained", "gain")
     for name in dict.fromkeys(r["evaluator"] for r in records):
         mine = [r for r in records if r["evaluator"] == name and "top1" in r]
         if mine and mine[0]["epoch"] == 0 and len(mine) > 1:
             first, last = mine[0], mine[-1]
-            gain = f"{100 * (last['top1'] - first['top1']):+.1f} points"
-            table.add_row(f"{name} top-1", accuracy(first, "top1"), accuracy(last, "top1"), gain)
+            floors = floors_of(last) | {RANDOM_INIT: first["top1"]}
+            cells = [f"{100 * floors[floor]:.1f} %" if floor in floors else "" for floor in FLOORS]
+            gain = f"{100 * (last['top1'] - first['top1']):+.1f}"
+            table.add_row(f"{name} top-1", *cells, accuracy(last, "top1"), gain)
     if table.row_count:
         console.print(table)
+    for sentence in run.verdict:
+        console.print(Text(f"note: {sentence}", style="yellow"))
     console.print(Text(f"run:      {run.path}\nbackbone: {run.backbone_file}"))
 
 

@@ -1,6 +1,6 @@
 """Run evaluators on a backbone and return their records."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.evaluation import Subject
 from sslkit.evaluation.extraction import Preprocessing
+from sslkit.evaluation.floors import Floors, measure_floors
 from sslkit.machine.precision import exact_products
 from sslkit.machine.stopwatch import Stopwatch
-from sslkit.runs.records import is_accuracy, wilson
+from sslkit.runs.records import FLOORS, is_accuracy, wilson
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
@@ -29,6 +30,8 @@ def evaluate(
     stores: "Stores",
     device: torch.device,
     seed: int,
+    floors: Mapping[str, Floors] | None = None,
+    wanted_floors: Iterable[str] = FLOORS,
     **about: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yield one record per evaluator, as stored in evaluations.jsonl. Features are extracted once and shared.
@@ -36,7 +39,8 @@ def evaluate(
     TF32 is disabled, whatever the process allows. If there are no labelled images, evaluators that need no labels run
     on the images of pre-training.
 
-    about: further arguments of `Subject`: initial, head, folder, cache.
+    floors: known floors by evaluator, put beside its accuracy; `wanted_floors` that are missing are measured. None: no
+    floors. about: further arguments of `Subject`: initial, head, folder, cache.
     Raises UserError, before anything is measured, if there are no labels and an evaluator needs them.
     """
     evaluators = list(evaluators)
@@ -58,6 +62,8 @@ def evaluate(
         # not affect the caller.
         with exact_products():
             record = _measure(subject, choice, stores)
+            if floors is not None and plugins.find("evaluators", choice.name).judges_features:
+                record["floors"] = measure_floors(subject, choice, floors.get(choice.name, {}), wanted_floors)
         yield record
 
 

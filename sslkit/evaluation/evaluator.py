@@ -1,15 +1,12 @@
 """The contract of an evaluator."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sslkit.config.base import Config
 from sslkit.evaluation.extraction import Features
 from sslkit.evaluation.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 
 class Evaluator:
@@ -20,6 +17,8 @@ class Evaluator:
 
     needs_labels: ClassVar[bool] = True
     """True if the evaluator uses the labels of the subject's images; otherwise it also runs on unlabelled images."""
+    judges_features: ClassVar[bool] = False
+    """True if it returns a top1 that follows from the subject's features alone: floors can then be measured."""
     varies: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the names of results that are not reproducible, such as seconds."""
 

@@ -92,6 +92,11 @@ class Subject(Attachments):
         """Return a function's outputs for a store's labelled images, float32 [N, width], and their classes [N]."""
         return labelled_outputs(store, network, self.preprocessing)
 
+    @property
+    def can_start_anew(self) -> bool:
+        """True if it is known how the backbone is built, with random weights."""
+        return self._initial is not None
+
     def fresh(self, initial: bool = False) -> nn.Module:
         """Return a trainable copy of the backbone in training mode.
 

@@ -19,6 +19,7 @@ from sslkit.data import Stores, cache_dir, open_stores
 from sslkit.errors import UserError
 from sslkit.evaluation.evaluate import evaluate, head_name, untrained
 from sslkit.nn.modes import own_random
+from sslkit.runs.records import known_floors
 from sslkit.runs.run import Run
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Target:
             "initial": lambda: untrained(self.config, self.image_size),
             "head": self.saved_head,
             "folder": self.folder,
+            "floors": known_floors(self.run.evaluations if self.run else (), self.stores.protocol),
             "cache": cache_dir(getattr(self.config.data.options, "cache", None)) / "features",
         }
         yield from evaluate(self.backbone, evaluators, self.stores, self.device, self.config.seed, **known | about)

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from sslkit.machine.progress import Update, progress_bar
+from sslkit.runs.records import FLOORS, floors_of, is_accuracy, measured
 
 
 class Display:
@@ -49,10 +50,10 @@ class Display:
 
 def figures(record: dict[str, Any]) -> str:
     """Format an evaluator's results; accuracies in per cent, with their intervals."""
-    from sslkit.runs.records import is_accuracy, measured
-
     found = measured(record).items()
-    return "  ".join(f"{k} {accuracy(record, k)}" if is_accuracy(k) else f"{k} {v:.4g}" for k, v in found)
+    text = "  ".join(f"{k} {accuracy(record, k)}" if is_accuracy(k) else f"{k} {v:.4g}" for k, v in found)
+    floors = ", ".join(f"{FLOORS[name]} {100 * value:.1f}" for name, value in floors_of(record).items())
+    return f"{text}  [{floors}]" if floors else text
 
 
 def accuracy(record: dict[str, Any], name: str) -> str:

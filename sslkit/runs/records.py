@@ -1,12 +1,15 @@
 """Records of evaluations: results, accuracies and their confidence intervals."""
 
+from collections.abc import Iterable
 from math import sqrt
 from typing import Any
 
 ABOUT = frozenset({"epoch", "step", "n_train", "n_test", "seed", "seconds", "during_run"})
 """Numeric entries of a record that describe it and are not results."""
 
-
+RANDOM_INIT, RAW_PIXELS, CHANCE = "random_init", "raw_pixels", "chance"
+FLOORS = {CHANCE: "chance", RANDOM_INIT: "random init", RAW_PIXELS: "raw pixels"}
+"""Floors of an accuracy in the `floors` of a record, and their names for readers."""
 Z95 = 1.959963984540054
 """The 0.975 quantile of the standard normal distribution: 95 % of it lies within ± this value."""
 
@@ -31,6 +34,21 @@ def measured(record: dict[str, Any]) -> dict[str, float]:
     """Return the results in a record, without bounds of intervals and metadata: {"top1": 0.83, "top5": 0.99}."""
     ends = {f"{k}{end}" for k in record if is_accuracy(k) for end in ("_low", "_high")}
     return {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ABOUT | ends}
+
+
+def floors_of(record: dict[str, Any]) -> dict[str, float]:
+    """Return the floors beside a record's top1, by name; {} if none were measured."""
+    floors = record.get("floors")
+    return {k: float(floors[k]) for k in FLOORS if isinstance(floors.get(k), int | float)} if floors else {}
+
+
+def known_floors(records: Iterable[dict[str, Any]], data: str) -> dict[str, dict[str, float]]:
+    """Return the floors by evaluator that a run measured on that data before its first epoch.
+
+    Its own accuracy at that moment is that of random initialisation.
+    """
+    first = [r for r in records if r.get("epoch") == 0 and r.get("during_run") and r.get("data") == data]
+    return {r["evaluator"]: {**floors_of(r), RANDOM_INIT: r["top1"]} for r in first if floors_of(r)}
 
 
 def as_metrics(record: dict[str, Any]) -> dict[str, float]:

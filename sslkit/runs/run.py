@@ -80,6 +80,13 @@ class Run:
         """Checkpoint folders, oldest first; `epoch-0005+0012` is 12 steps after the fifth epoch."""
         return checkpoint.find_checkpoints(self.path / CHECKPOINTS)
 
+    @property
+    def verdict(self) -> list[str]:
+        """A sentence for each sign that the run did not learn, the last one with its mend; [] if there is none."""
+        from sslkit.runs.verdict import verdict
+
+        return verdict(self.metrics, self.evaluations, self.derived.get("width"))
+
     def backbone(self) -> "Backbone":
         """Load the pre-trained backbone, as `sslkit.load` does."""
         from sslkit.backbones import load_backbone

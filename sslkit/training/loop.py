@@ -14,7 +14,7 @@ from sslkit.machine.precision import uncompiled
 from sslkit.nn.health import collapse_warning
 from sslkit.runs import energy, report
 from sslkit.runs.display import Display
-from sslkit.runs.records import as_metrics
+from sslkit.runs.records import CHANCE, FLOORS, RAW_PIXELS, as_metrics, known_floors
 from sslkit.runs.run import Run
 from sslkit.training.first_views import keep_first_views
 from sslkit.training.meter import Meter
@@ -149,6 +149,8 @@ def _evaluate(run: Run, setup: TrainingSetup, todo: list[Choice], when: dict[str
         initial=lambda: evaluation.untrained(run.config, setup.stores.image_size),
         head=lambda: evaluation.projection_head(setup.method),
         folder=run.path,
+        floors=known_floors(run.evaluations, setup.stores.protocol),
+        wanted_floors=FLOORS if when["epoch"] else (RAW_PIXELS, CHANCE),
     )
     for record in records:
         record = {**when, "during_run": True} | record

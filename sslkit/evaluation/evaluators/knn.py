@@ -1,5 +1,7 @@
 """k-nearest-neighbour classification, which needs no training and so is the quickest honest figure."""
 
+from typing import Annotated, Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -7,6 +9,9 @@ from torch import Tensor
 from sslkit.evaluation.evaluator import Evaluator, accuracy, features_at
 from sslkit.evaluation.evaluators.neighbours import Metric, nearest
 from sslkit.evaluation.subject import Subject
+
+FEWEST, MOST, SHARE = 5, 200, 25
+"""k=auto: a 25th of a class, within 5 and 200; Wu et al. 2018 use 200 for the 5,000 images a class of CIFAR-10."""
 
 
 class KNN(Evaluator):
@@ -18,22 +23,24 @@ class KNN(Evaluator):
     class Config(Evaluator.Config):
         metric: Metric = "cosine"
         """cosine: votes weighted by similarity; euclidean: one vote each, ties decided by nearer neighbours."""
-        k: int = Field(200, ge=1)
-        """Number of neighbours that vote; at most the number of training images."""
+        k: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+        """Number of neighbours that vote; at most the number of training images. auto: a 25th of the training images
+        of a class, within 5 and 200; 200, the field's usual number, is for classes of 5,000."""
         temperature: float = Field(0.1, gt=0)
         """cosine: a neighbour of similarity s has exp(s / temperature) votes."""
         layer: str | None = None
         """Layer whose features are compared, by its name in the network; null: the backbone's features."""
 
     config: Config
+    judges_features = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.k = config.k
+        self.k = config.k if isinstance(config.k, int) else MOST
 
     @property
     def protocol(self) -> str:
-        capped = " (all training images)" if self.k < self.config.k else ""
+        capped = " (all training images)" if isinstance(self.config.k, int) and self.k < self.config.k else ""
         layer = f"features of {self.config.layer}, " if self.config.layer else ""
         if self.config.metric == "euclidean":
             return f"{layer}k={self.k}{capped}, Euclidean, majority vote"
@@ -41,7 +48,8 @@ class KNN(Evaluator):
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         features = features_at(subject, self.config.layer)
-        self.k = min(self.config.k, len(features.train_x))
+        images = len(features.train_x)
+        self.k = min(self._neighbours(images, features.classes), images)
         ranking = self.predict(features.train_x, features.train_y, features.test_x, features.classes)
         return accuracy(ranking, features.test_y, features.classes)
 
@@ -51,8 +59,14 @@ class KNN(Evaluator):
 
         Memory beyond the features is bounded as in `nearest`, however many there are.
         """
-        neighbours = nearest(train_x, test_x, self.config.k, self.config.metric, beside=classes)
+        k = self._neighbours(len(train_x), classes)
+        neighbours = nearest(train_x, test_x, k, self.config.metric, beside=classes)
         return torch.cat([self._vote(nearness, train_y[rows], classes) for nearness, rows in neighbours])
+
+    def _neighbours(self, images: int, classes: int) -> int:
+        if isinstance(self.config.k, int):
+            return self.config.k
+        return min(max(round(images / max(classes, 1) / SHARE), FEWEST), MOST)
 
     def _vote(self, nearness: Tensor, labels: Tensor, classes: int) -> Tensor:
         votes = nearness.new_zeros(len(nearness), classes).scatter_add_(1, labels, self._weights(nearness))

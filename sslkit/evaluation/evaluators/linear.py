@@ -45,6 +45,7 @@ class Linear(Evaluator):
         """lbfgs: largest number of iterations."""
 
     config: Config
+    judges_features = True
 
     @property
     def protocol(self) -> str:

@@ -47,6 +47,7 @@ class MLP(Evaluator):
         """Learning rate of Adam."""
 
     config: Config
+    judges_features = True
     n_train = 0
 
     @property

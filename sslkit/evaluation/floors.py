@@ -1,0 +1,75 @@
+"""Floors under an accuracy: what the same evaluator finds without any pre-training.
+
+Random initialisation is the untrained network; raw pixels take the place of its features; chance always answers the
+most frequent class. Features worth their electricity beat all three.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslkit import plugins
+from sslkit.config.base import Choice
+from sslkit.evaluation.subject import Subject
+from sslkit.nn.modes import eval_mode
+from sslkit.runs.records import CHANCE, FLOORS, RANDOM_INIT, RAW_PIXELS
+
+PIXELS = 32
+"""Height and width of images whose pixels are features: larger ones are reduced, as photographs are to CIFAR's."""
+
+Floors = dict[str, float]
+"""Top-1 accuracy by the name of the floor, as fractions of the test images."""
+
+
+class RawPixels(nn.Module):
+    """Pixels as features: views [N, 3, S, S] -> [N, 3·s·s], s at most 32."""
+
+    def forward(self, views: Tensor) -> Tensor:
+        if views.shape[-1] > PIXELS:
+            views = F.interpolate(views, (PIXELS, PIXELS), mode="bilinear", antialias=True)
+        return views.contiguous(memory_format=torch.contiguous_format).flatten(1)
+
+
+def measure_floors(
+    subject: Subject, choice: Choice, known: Mapping[str, float], wanted: Iterable[str] = FLOORS
+) -> Floors:
+    """Return the wanted floors of an evaluator that judges features; `known` ones are not measured again.
+
+    Random initialisation is left out if it is not known how the subject's backbone is built.
+    """
+    measures = {RANDOM_INIT: _random_init, RAW_PIXELS: _raw_pixels, CHANCE: _chance}
+    found = {name: known[name] if name in known else measures[name](subject, choice) for name in wanted}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _random_init(subject: Subject, choice: Choice) -> float | None:
+    if not subject.can_start_anew:
+        return None
+    return _top1(_replaced(subject, subject.fresh(initial=True)), choice)
+
+
+def _raw_pixels(subject: Subject, choice: Choice) -> float:
+    options: Any = choice.options
+    if "layer" in type(options).model_fields:
+        options = options.model_copy(update={"layer": None})
+    return _top1(_replaced(subject, RawPixels()), choice.model_copy(update={"options": options}))
+
+
+def _chance(subject: Subject, choice: Choice) -> float:
+    """Accuracy of always answering the most frequent class of the test images."""
+    labels = subject.features.test_y
+    return int(labels.bincount().max()) / len(labels)
+
+
+def _replaced(subject: Subject, network: nn.Module) -> Subject:
+    return Subject(network.to(subject.device), subject.train, subject.test, subject.preprocessing, seed=subject.seed)
+
+
+def _top1(subject: Subject, choice: Choice) -> float:
+    evaluator = plugins.find("evaluators", choice.name)(choice.options)
+    with eval_mode(subject.backbone):
+        top1: float = evaluator(subject)["top1"]
+    return top1
