@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sslkit import plugins
 from sslkit.errors import UserError
+from sslkit.runs.records import FLOORS, RANDOM_INIT, floors_of
 from sslkit.runs.run import Run
 
 Row = dict[str, Any]
@@ -27,10 +28,10 @@ def table(runs: Iterable[str | Path | Run], sort: str | None = None) -> list[Row
     """Return one mapping per run, all with the same keys; the value is None if a run lacks a figure.
 
     Keys: run, method, backbone, data, epochs (trained so far); for every evaluator E with an accuracy: E/top1 (a
-    fraction, after the last evaluated epoch), E/top1_low and E/top1_high (its 95 % interval), E/top1_max (the maximum
-    over epochs of training: selected on the test images, and therefore optimistic); parameters, gflops (of the
-    backbone, for one image), hours, kwh, kg_co2e (of the training). Measurements during the run take precedence over
-    later ones, which may be on other images.
+    fraction, after the last evaluated epoch), E/top1_low and E/top1_high (its 95 % interval), E/chance,
+    E/random_init and E/raw_pixels (its floors), E/top1_max (the maximum over epochs of training: selected on the test
+    images, and therefore optimistic); parameters, gflops (of the backbone, for one image), hours, kwh, kg_co2e (of the
+    training). Measurements during the run take precedence over later ones, which may be on other images.
 
     sort: one of the keys; accuracies in descending order, costs and names in ascending order.
     Raises UserError for a path that holds no run, and for an unknown key.
@@ -123,6 +124,9 @@ def _accuracies(run: Run) -> Row:
         mine = [r for r in mine if r["during_run"]] or mine
         last = max(reversed(mine), key=lambda r: r["epoch"])
         found |= {f"{name}/{key}": last.get(key) for key in ("top1", "top1_low", "top1_high")}
+        first = next((r["top1"] for r in mine if r["epoch"] == 0), None)
+        floors = {RANDOM_INIT: first, **floors_of(last)}
+        found |= {f"{name}/{floor}": floors.get(floor) for floor in FLOORS}
         found[f"{name}/top1_max"] = max(r["top1"] for r in mine if r["epoch"] or last is r)
     return found
 
@@ -140,7 +144,7 @@ def _cells(rows: list[Row]) -> list[list[str]]:
     evaluators = dict.fromkeys(key.partition("/")[0] for key in rows[0] if "/" in key)
     heading = [*NAMES, "epochs"]
     for name in evaluators:
-        heading += [f"{name} top-1, %", f"{name} max over epochs, %"]
+        heading += [f"{name} top-1, %", f"{name} max over epochs, %", f"{name} floors, %"]
     heading += ["parameters, M", "GFLOPs", "hours", "kWh", "kg CO2e"]
     return [heading, *([*_formatted(row, evaluators)] for row in rows)]
 
@@ -148,7 +152,8 @@ def _cells(rows: list[Row]) -> list[list[str]]:
 def _formatted(row: Row, evaluators: Iterable[str]) -> list[str]:
     cells = [*(row[name] for name in NAMES), f"{row['epochs']:g}"]
     for name in evaluators:
-        cells += [_with_interval(row, name), _per_cent(row[f"{name}/top1_max"])]
+        floors = " / ".join(_per_cent(row[f"{name}/{floor}"]) for floor in FLOORS)
+        cells += [_with_interval(row, name), _per_cent(row[f"{name}/top1_max"]), floors]
     parameters = row["parameters"]
     return [*cells, *map(_number, [parameters and parameters / 1e6, *(row[cost] for cost in COSTS[1:])])]
 

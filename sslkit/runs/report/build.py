@@ -16,7 +16,8 @@ from sslkit.machine import atomic
 from sslkit.machine.environment import package_version
 from sslkit.runs.directory import Record, RunFiles, is_number, read_run
 from sslkit.runs.report import costs, figures
-from sslkit.runs.report.results import Headline, headline_of, headlines, in_words, pareto, shared_headline
+from sslkit.runs.report.results import Headline, headline_of, headlines, in_words, pareto, percent, shared_headline
+from sslkit.runs.verdict import verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -60,6 +61,7 @@ def one_run(run: RunFiles) -> dict[str, Any]:
         "remarks": run.remarks,
         "subtitle": _subtitle(run),
         "headlines": headlines(run),
+        "verdict": verdict(run.metrics, run.evaluations, run.derived.get("width")),
         "views": _picture(run, "figures/views.png", _views_alt(run)),
         "charts": [*_accuracy_charts(run), *_metric_charts(run, FIRST_CURVES)],
         "checkpoints": _picture(run, "figures/checkpoints.png", "Accuracy of every kept checkpoint over epochs."),
@@ -116,6 +118,7 @@ def _templates() -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters["plain"] = costs.plain
+    environment.filters["percent"] = percent
     return environment
 
 

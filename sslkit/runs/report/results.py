@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sslkit.runs.directory import Record, RunFiles, is_number
+from sslkit.runs.records import CHANCE, RAW_PIXELS, floors_of
 
 Key = tuple[str, str, str, str]
 """Evaluator, figure, protocol, data: only results that agree in all four belong to one curve."""
@@ -41,6 +42,10 @@ class Headline:
     data: str
     epochs: tuple[Accuracy, ...]
     """In order, one per epoch."""
+    raw_pixels: float | None = None
+    """Accuracy of the same evaluator on raw pixels, as a fraction; None if it was not measured."""
+    chance: float | None = None
+    """Share of the most frequent class among the test images; None if unknown."""
 
     @property
     def title(self) -> str:
@@ -72,12 +77,22 @@ def percent(fraction: float) -> str:
 def headlines(run: RunFiles) -> list[Headline]:
     """Return every accuracy of a run, in order of first occurrence; later measurements of an epoch replace earlier."""
     found: dict[Key, dict[float, Accuracy]] = {}
+    floors: dict[Key, dict[str, float]] = {}
     for record in run.evaluations:
         for figure in accuracies(record):
             key = (record["evaluator"], figure, str(record.get("protocol", "")), str(record.get("data", "")))
             one = _accuracy(record, figure)
             found.setdefault(key, {})[one.epoch] = one
-    return [Headline(*key, tuple(by_epoch[e] for e in sorted(by_epoch))) for key, by_epoch in found.items()]
+            floors[key] = floors_of(record) if figure == "top1" else {}
+    return [
+        Headline(
+            *key,
+            tuple(by_epoch[e] for e in sorted(by_epoch)),
+            raw_pixels=floors[key].get(RAW_PIXELS),
+            chance=floors[key].get(CHANCE),
+        )
+        for key, by_epoch in found.items()
+    ]
 
 
 def accuracies(record: Record) -> list[str]:
