@@ -265,7 +265,7 @@ def _docstrings(module: str) -> dict[str, str | None]:
 
 
 def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package whose public names are imported on first use (PEP 562).
+    """Return `__getattr__` and `__dir__` of a package whose public names are imported on first use (PEP 562).
 
     home: name -> the module that defines it, or "module:name there".
     """

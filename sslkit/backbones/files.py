@@ -57,7 +57,7 @@ def save_backbone(net: nn.Module, path: str | Path, **header: Any) -> None:
 def load_backbone(path: str | Path) -> Backbone:
     """Load the backbone of a file that `save_backbone` wrote, in eval mode, on the CPU.
 
-    The global random state is left alone. Raises UserError for a foreign or damaged file.
+    The global random state is left unchanged. Raises UserError for a foreign or damaged file.
     """
     from sslkit.backbones.build import create_backbone
 
@@ -67,8 +67,8 @@ def load_backbone(path: str | Path) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         net = create_backbone(header.name, header.image_size, **_options(header))
     fill(net, tensors, path)
-    described = header.model_dump(include={"name", "width", "stem", "image_size", "mean", "std"})
-    return Backbone(net, **described).eval()
+    description = header.model_dump(include={"name", "width", "stem", "image_size", "mean", "std"})
+    return Backbone(net, **description).eval()
 
 
 def _parse_header(path: Path, metadata: dict[str, str]) -> Header:

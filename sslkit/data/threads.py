@@ -1,8 +1,8 @@
-"""Work in threads, results in order, memory bounded.
+"""Work in threads, with ordered results and bounded memory.
 
-Threads and not processes: JPEG decoding, resampling and copying release the interpreter lock, so threads
-keep every core busy, and there is nothing to fork beside a live CUDA context, to pickle, or to find room
-for in /dev/shm. Where it is Python itself that takes the time, as for many small files, there is `processes.py`.
+Threads instead of processes: JPEG decoding, resampling and copying release the interpreter lock, so threads
+keep every core busy, and there is nothing to fork beside a live CUDA context, to pickle, or to store
+in /dev/shm. If Python itself takes the time, as for many small files, use `packing/processes.py`.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
-    """`map(function, items)` by `workers` threads, with at most `ahead` results begun and not yet taken."""
+    """`map(function, items)` in `workers` threads, with at most `ahead` results started and not yet consumed."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sslkit-data")
     try:
         yield from ordered_results(pool, function, items, ahead)
@@ -24,7 +24,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int, ah
 
 
 def ordered_results(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`map(function, items)` by the workers of `pool`, with at most `ahead` results begun and not yet taken."""
+    """`map(function, items)` in the workers of `pool`, with at most `ahead` results started and not yet consumed."""
     pending: deque[Future[R]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

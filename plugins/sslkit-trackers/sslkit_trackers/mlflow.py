@@ -41,13 +41,12 @@ class MLflow(Tracker):
         experiment = (
             existing.experiment_id if existing else self._client.create_experiment(name, artifact_location=artifacts)
         )
-        run_id = self._client.create_run(experiment, run_name=self.run.path.name).info.run_id
+        run_id: str = self._client.create_run(experiment, run_name=self.run.path.name).info.run_id
         settings = _leaves("", self.run.config.model_dump(mode="json"))
         for start in range(0, len(settings), MOST):
             part = settings[start : start + MOST]
             self._client.log_batch(run_id, params=[Param(_plain(key), str(value)[:LONGEST]) for key, value in part])
-        result: str = run_id
-        return result
+        return run_id
 
     def log(self, step: int, metrics: Metrics) -> None:
         from mlflow.entities import Metric

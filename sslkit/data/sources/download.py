@@ -1,4 +1,4 @@
-"""Fetch an archive: pooch checks it against its digest, and only the expected files are taken out of it."""
+"""Download of an archive: pooch verifies its digest, and only the expected files are extracted."""
 
 import shutil
 import sys
@@ -10,11 +10,11 @@ from sslkit.errors import UserError
 from sslkit.machine.atomic import replacing
 
 TIMEOUT = 30
-"""Seconds without a byte after which a server is given up."""
+"""Seconds without a byte after which a download fails."""
 
 
 def fetch_archive(url: str, md5: str, folder: Path, wanted: Collection[str]) -> None:
-    """Download a .tar.gz and put those of its files that are `wanted`, by base name, flat into `folder`.
+    """Download a .tar.gz and extract those of its files that are `wanted`, by base name, flat into `folder`.
 
     Raises UserError if the network, the digest or the archive fails.
     """
