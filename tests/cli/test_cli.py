@@ -95,6 +95,8 @@ def test_without_ffcv_the_run_is_the_same(sslkit, tmp_path):
         "method=simclr",
         "data=shapes",
         "data.n_train=64",
+        "data.image_size=32",
+        "backbone.stem=imagenet",
         "epochs=1",
         "batch_size=32",
         "evaluators=[]",
