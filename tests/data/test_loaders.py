@@ -175,7 +175,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path, kind):
 def test_row_numbers_are_sent_in_pieces(stores, kind, monkeypatch):
     made = shared_loader(stores["raw"], kind, batch_size=8)
     whole = list(made.epoch(5))
-    monkeypatch.setattr(base, "SENT", 3)
+    monkeypatch.setattr(base, "STEPS_PER_TRANSFER", 3)
     pieces = list(made.epoch(5))
     assert len(pieces) == len(whole) == 11
     assert all(map(same, pieces, whole))

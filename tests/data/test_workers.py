@@ -61,16 +61,16 @@ def test_one_line_says_the_choice_and_why(store, four_cores, monkeypatch):
     said, made = [], loader(store)
     monkeypatch.setattr(workers, "rate_of_one", lambda store: 5200.4)
     workers.decide(made, 1000, said.append)
-    assert said == ["decoding with 1 of 4 cores: one decodes 5,200 images/s, a step takes 1,000"]
+    assert said == ["decoding with 1 of 4 cores: one decodes 5,200 images/s, training takes 1,000"]
     workers.decide(made, 9000, said.append)
     assert made.workers == 3
     workers.decide(made, None, said.append)
-    assert said[2] == "decoding with 2 of 4 cores: half of them, for the time of a step is not known"
+    assert said[2] == "decoding with 2 of 4 cores: half of them, because the speed of training is unknown"
     workers.decide(made, 9000, said.append, processes=4)
     assert said[3].startswith("decoding with 1 of 1 core: ")
     made.device = torch.device("cuda")
     workers.decide(made, 1000, said.append)
-    assert said[4] == "decoding with 4 of 4 cores: the network needs none of them"
+    assert said[4] == "decoding with 4 of 4 cores: the network does not run on the CPU"
 
 
 def test_the_resident_loader_decodes_with_all_cores_and_says_nothing(store):
@@ -128,7 +128,7 @@ def test_other_values_are_mistakes(number):
 def test_a_run_decides_by_the_step_that_tune_has_timed(four_cores, monkeypatch):
     monkeypatch.setattr(workers, "rate_of_one", lambda store: 1000.0)
     setup, (line,) = setup_of()
-    assert line == "decoding with 2 of 4 cores: half of them, for the time of a step is not known"
+    assert line == "decoding with 2 of 4 cores: half of them, because the speed of training is unknown"
     file, timing = remembered_in(setup), Timing(setup.execution, first=1.0, step=0.008)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"about": key_of(setup), "compiled_views": None, "timings": [asdict(timing)]}))

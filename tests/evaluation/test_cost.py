@@ -200,7 +200,7 @@ def clock(monkeypatch):
     """Time that passes on request; no codecarbon."""
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(energy.time, "monotonic", lambda: now.seconds)
-    monkeypatch.setattr(energy, "_gauge", lambda device, processes: None)
+    monkeypatch.setattr(energy, "_started_tracker", lambda device, processes: None)
     return now
 
 
@@ -235,7 +235,7 @@ def test_a_session_that_was_killed_counts_by_what_it_trained(clock):
 def test_measured_energy_goes_before_an_estimate(clock, monkeypatch, device, kwh):
     found = SimpleNamespace(cpu_energy=0.02, ram_energy=0.01, gpu_energy=0.1)
     gauge = SimpleNamespace(stop=lambda: None, final_emissions_data=found)
-    monkeypatch.setattr(energy, "_gauge", lambda device, processes: gauge)
+    monkeypatch.setattr(energy, "_started_tracker", lambda device, processes: gauge)
     monkeypatch.setattr("sslkit.machine.memory.peak_memory", lambda device: 2.0)
     monkeypatch.setattr(energy, "_uuid", lambda device: "GPU-1")
     run = FakeRun(intensity=1000, pue=2)

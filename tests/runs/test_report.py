@@ -139,8 +139,8 @@ def test_costs_are_those_of_the_evaluator_where_it_ran_and_the_run_s_own_elsewhe
     assert [costs.cost(run, "seconds") for run in runs] == [60.0, 60.0]
     assert [costs.cost(run, "kWh") for run in runs] == [0.25, 0.25]
     facts = dict(costs.facts(runs[0]))
-    assert facts["training time, evaluations not counted"] == "1 min 00 s"
-    assert facts["GFLOPs of one image, two a multiply-add"] == "0.5"
+    assert facts["training time, without evaluations"] == "1 min 00 s"
+    assert facts["GFLOPs per image (two per multiply-add)"] == "0.5"
     assert facts["parameters of the backbone"] == "1,234,567"
     assert costs.derived_facts(runs[0]) == []
 
@@ -195,7 +195,7 @@ def test_only_pictures_of_the_run_itself_are_carried_along(tmp_path):
     (run / "figures/views.png").symlink_to(tmp_path / "secret.png")
     page = Page(write([run]))
     assert not [attrs for tag, attrs in page.tags if tag == "img"]
-    assert "8 of its files are no longer there." in page.words
+    assert "8 of its files are missing." in page.words
 
 
 def test_a_large_picture_is_stored_smaller_and_still_the_same(tmp_path):
@@ -303,7 +303,7 @@ def test_several_runs_are_compared(tmp_path, monkeypatch):
     assert Path("report.html").is_file()
     assert page.open == []
     assert "linear top-1, last epoch" in page.words
-    assert "Beaten in both by no other run (Pareto front, filled): a, b." in page.source
+    assert "No other run is better in both (Pareto front, filled): a, b." in page.source
     assert "byol 60.0 % — simclr 70.0 % 50.0 %" in page.words
     assert "backbone.name resnet18 resnet18 squeezenet" in page.words
     assert "method.temperature 0.5" not in page.words
@@ -312,7 +312,7 @@ def test_several_runs_are_compared(tmp_path, monkeypatch):
 def test_runs_measured_on_other_images_are_not_compared_in_silence(tmp_path):
     runs = three_runs(tmp_path)
     lines(runs[1] / "evaluations.jsonl", [record(1, 0.9, data="other photos")])
-    assert "not all measured on the same images" in Page(write(runs, tmp_path / "out.html")).words
+    assert "Not all runs were evaluated with the same images" in Page(write(runs, tmp_path / "out.html")).words
 
 
 def test_runs_of_one_name_are_distinguished_by_their_folders(tmp_path):

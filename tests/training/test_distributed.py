@@ -244,8 +244,8 @@ def test_resume_with_another_number_of_processes_says_so(tmp_path):
     config.write_text(config.read_text().replace("epochs: 60", f"epochs: {step // 4 + 1}"))
     status, _, err = finished(tmp_path, "resume", "run", "--devices", "1")
     assert status == 0, err
-    assert "begun with 2 processes, going on with 1" in err
-    assert f"going on from step {step}" in err
+    assert "started with 2 processes, resuming with 1" in err
+    assert f"resuming from step {step}" in err
     assert Run.open(tmp_path / "run").derived["processes"] == 1
 
 

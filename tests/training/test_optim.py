@@ -285,7 +285,7 @@ def test_state_of_another_network_is_refused():
     net = network()
     optimizer = make_optimizer(net, settings(), 0.1)
     train(net, optimizer, make_schedule(optimizer, settings(), 9, 1), range(1))
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="does not belong"):
         restore_optimizer(make_optimizer(nn.Linear(2, 2), settings(), 0.1), *optimizer_tensors(optimizer))
 
 

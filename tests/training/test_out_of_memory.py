@@ -29,10 +29,10 @@ def test_parts_of_the_share_and_not_of_the_part_that_was_too_large(monkeypatch):
 
 
 def test_what_cannot_be_divided_is_reported(monkeypatch):
-    assert "127 images cannot be taken in parts" in advice(batch_size=127)
+    assert "127 images cannot be split into micro-batches" in advice(batch_size=127)
     assert "2 at a time; use a smaller data.image_size or backbone" in advice(micro_batch=2)
     monkeypatch.setattr(distributed, "world", lambda: 2)
-    assert "127 images cannot be taken in parts" in advice(batch_size=254)
+    assert "127 images cannot be split into micro-batches" in advice(batch_size=254)
 
 
 @pytest.mark.parametrize(

@@ -130,19 +130,19 @@ def test_no_memory_is_the_run_s_own_mistake(monkeypatch):
 
 
 class Kept:
-    """`_Kept` for these networks alone."""
+    """`_SavedTensors` for these networks alone."""
 
     def __init__(self, net):
         self.method = net
 
 
 def peak(net, x):
-    kept = planning._Kept(Kept(net))
+    kept = planning._SavedTensors(Kept(net))
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
         loss = net(x).sum()
     at_most = kept.peak
     loss.backward()
-    assert kept._now == 0, "the backward pass lets go of all"
+    assert kept._bytes == 0, "the backward pass lets go of all"
     assert kept.peak == at_most
     return at_most
 
@@ -160,7 +160,7 @@ def test_weights_count_not_and_shared_memory_once():
 
 
 def test_pieces_that_are_gone_do_not_add_up():
-    kept = planning._Kept(Kept(nn.Identity()))
+    kept = planning._SavedTensors(Kept(nn.Identity()))
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
         for _ in range(3):
             torch.randn(1000, requires_grad=True).tanh().sum().backward()
@@ -187,5 +187,5 @@ def test_the_table_says_how_each_figure_is_known(found):
     written = io.StringIO()
     Console(width=250, file=written).print(planning.as_table(found))
     text = written.getvalue()
-    for word in ("fits a card of 8 GB", "kg CO2e", "carbon.tdp", "kept for the backward pass", "median of 2"):
+    for word in ("fits a GPU of 8 GB", "kg CO2e", "carbon.tdp", "saved for the backward pass", "median of 2"):
         assert word in text

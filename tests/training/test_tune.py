@@ -132,9 +132,9 @@ def test_the_table_is_logged_and_the_fastest_is_taken(tuning, seconds):
     said: list[str] = []
     setup = built(log=said.append)
     assert setup.execution == FIRST
-    table = said[said.index("tuned by a few real steps of each candidate (tune=off does without):") + 1 :]
+    table = said[said.index("tuned by timing a few real steps of each candidate (tune=off disables this):") + 1 :]
     assert [line.split(",")[0].strip() for line in table] == ["fp32", "bf16", "bf16", "fp32"]
-    assert "500.0 ms a step,     16 images/s  <- chosen" in table[3]
+    assert "500.0 ms/step,     16 images/s  <- chosen" in table[3]
     assert sum("chosen" in line for line in table) == 1
     stepped(setup)
 

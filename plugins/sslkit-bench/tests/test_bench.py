@@ -289,7 +289,7 @@ def test_choosing_peers():
     assert peers.chosen(None) == ("lightly", "kornia", "torchvision")
     assert peers.chosen("none") == ()
     assert peers.chosen("torchvision,lightly") == ("lightly", "torchvision")
-    with pytest.raises(UserError, match=r"--peers: 'lightli' is no peer; .*lightly"):
+    with pytest.raises(UserError, match=r"--peers: 'lightli' is not a peer; .*lightly"):
         peers.chosen("lightli")
 
 
@@ -298,7 +298,7 @@ def test_peers_that_are_not_installed_are_reported(monkeypatch, tmp_path):
     setup = setup_of()
     found, absent = peers.find(peers.chosen(None), setup, first_batch(setup), tmp_path)
     assert found == []
-    assert absent["lightly"] == 'not installed: pip install "sslkit-bench[lightly]"'
+    assert absent["lightly"] == 'not installed; install it with: pip install "sslkit-bench[lightly]"'
     assert list(absent) == ["lightly", "kornia", "torchvision"]
 
 
@@ -318,8 +318,8 @@ def test_peers_that_cannot_do_the_same_are_reported(tmp_path):
     setup = setup_of("method=pirl", "augment.either=0.5")
     found, absent = peers.find(peers.chosen(None), setup, first_batch(setup), tmp_path)
     assert found == []
-    assert absent["lightly"] == "compared for simclr, byol, mocov2, not for pirl"
-    assert absent["kornia"] == absent["torchvision"] == "it has no equal of augment.either"
+    assert absent["lightly"] == "compared only for simclr, byol, mocov2, not for pirl"
+    assert absent["kornia"] == absent["torchvision"] == "no equivalent of augment.either"
 
 
 @pytest.mark.parametrize("method", ["simclr", "byol", "mocov2"])
@@ -481,7 +481,7 @@ def test_the_tables_hold_all_figures(result):
     Console(width=200, file=written).print(show.as_tables(result | {"absent": {"lightly": "not installed: pip"}}))
     text = written.getvalue()
     rates = [f"{c['images_per_second']['median']:.0f}" for c in result["contestants"].values()]
-    for word in [*rates, *result["stages"], *result["ratios"], "quartiles", "lightly took no part: not installed"]:
+    for word in [*rates, *result["stages"], *result["ratios"], "quartiles", "lightly did not take part: not installed"]:
         assert word in text
 
 

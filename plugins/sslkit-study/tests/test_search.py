@@ -116,7 +116,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_figures(finished, tmp_pat
     said = Stops()
     said.metrics = lambda metrics: None
     assert find(tmp_path / "stopped", display=said) == finished[1]
-    assert "going on from step 1 of 2" in said.said
+    assert "resuming from step 1 of 2" in said.said
     assert [m["step"] for m in half.metrics] == [1, 2]
 
 
@@ -132,7 +132,7 @@ def test_the_command(sslkit, tmp_path):
     assert (tmp_path / "found" / "blur+flip" / "backbone.safetensors").is_file()
     refused = sslkit("search", *words[:-3], "two", "--out", "other")
     assert refused.returncode == 2
-    assert "no list of numbers" in refused.stderr
+    assert "not a list of numbers" in refused.stderr
 
 
 # --- mistakes, before anything is trained ---

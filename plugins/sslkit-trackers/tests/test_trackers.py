@@ -201,7 +201,7 @@ def test_a_run_without_trackers_tells_none(tmp_path, fake):
 
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, fake):
     fake.broken = "log"
-    with pytest.warns(UserWarning, match="Fake fails and is left out from here on: no line") as warned:
+    with pytest.warns(UserWarning, match="Fake failed and is disabled for the rest of the run: no line") as warned:
         run = train(tmp_path, "fake")
     assert len(warned) == 1
     assert run.metrics[-1]["step"] == 6
@@ -212,7 +212,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path, fake):
     ("names", "words"),
     [
         (["tensorbord"], "no tracker is called 'tensorbord'; did you mean 'tensorboard'"),
-        (["fake"], "fake needs not_there, which is not installed; get it with: pip install not-there"),
+        (["fake"], "fake needs not_there, which is not installed; install it with: pip install not-there"),
     ],
 )
 def test_a_tracker_that_is_not_there_is_a_mistake_before_anything_is_written(tmp_path, fake, names, words):
