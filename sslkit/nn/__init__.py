@@ -6,9 +6,10 @@ from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
     from sslkit.nn.banks import MemoryBank
+    from sslkit.nn.collapse import collapse_warning
     from sslkit.nn.colour import rgb_to_lab
     from sslkit.nn.heads import mlp
-    from sslkit.nn.health import collapse_warning, effective_rank, feature_std
+    from sslkit.nn.health import effective_rank, feature_std
     from sslkit.nn.losses import byol, full_precision, info_nce, margin, nt_logistic, nt_xent
     from sslkit.nn.modes import eval_mode, own_random
     from sslkit.nn.momentum import cosine_momentum, ema_update, momentum_encoder
@@ -43,7 +44,7 @@ __getattr__, __dir__ = lazy_names(
         "MemoryBank": "sslkit.nn.banks",
         "Queue": "sslkit.nn.queues",
         "byol": "sslkit.nn.losses",
-        "collapse_warning": "sslkit.nn.health",
+        "collapse_warning": "sslkit.nn.collapse",
         "cosine": "sslkit.nn.schedules",
         "cosine_momentum": "sslkit.nn.momentum",
         "effective_rank": "sslkit.nn.health",

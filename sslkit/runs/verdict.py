@@ -5,7 +5,7 @@ from math import ceil
 from statistics import fmean
 from typing import Any
 
-from sslkit.nn.health import collapse_warning
+from sslkit.nn.collapse import collapse_warning
 from sslkit.runs.records import FLOORS, floors_of
 
 Record = dict[str, Any]

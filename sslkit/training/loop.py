@@ -11,7 +11,7 @@ from sslkit.config.run import RunConfig
 from sslkit.evaluation import evaluate as evaluation
 from sslkit.machine import distributed
 from sslkit.machine.precision import uncompiled
-from sslkit.nn.health import collapse_warning
+from sslkit.nn.collapse import collapse_warning
 from sslkit.runs import energy, report
 from sslkit.runs.display import Display
 from sslkit.runs.records import CHANCE, FLOORS, RAW_PIXELS, as_metrics, known_floors

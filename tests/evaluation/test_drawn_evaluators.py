@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import warnings
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -354,7 +355,7 @@ def test_changed_images_are_read_ahead_a_few_batches_and_no_more(subject, monkey
         return images
 
     monkeypatch.setattr(Beton, "read", noted)
-    subject.batch_size = 4
+    subject.preprocessing = replace(subject.preprocessing, batch_size=4)
     features_of_changed(subject, subject.test, np.arange(48), unchanged)
     assert taken == 12 * [4]
 

@@ -403,7 +403,7 @@ def test_the_course_of_an_accuracy():
 
 
 def test_a_damaged_checkpoint_and_something_that_is_no_run_are_named(run, tmp_path):
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         checkpoints.evaluate_checkpoints(run.backbone_file, [], QUIET)
     path = run.checkpoints[1] / "model.safetensors"
     whole = path.read_bytes()

@@ -70,7 +70,7 @@ def test_knn_is_that_of_scikit_learn(features, k, temperature):
 
 
 def test_knn_is_that_of_lightly(features):
-    ranking = KNN(KNN.Config()).predict(features.train_x, features.train_y, features.test_x, 7)
+    ranking = KNN(KNN.Config(k=200)).predict(features.train_x, features.train_y, features.test_x, 7)
     bank = F.normalize(features.train_x).T.contiguous()
     expected = knn_predict(F.normalize(features.test_x), bank, features.train_y, 7, 200, 0.1)
     assert torch.equal(ranking, expected[:, :5])

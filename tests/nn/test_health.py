@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sslkit.nn.health import collapse_warning, effective_rank, feature_std
+from sslkit.nn.collapse import collapse_warning
+from sslkit.nn.health import effective_rank, feature_std
 
 
 def gaussian(n: int, dim: int) -> torch.Tensor:

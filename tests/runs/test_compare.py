@@ -39,7 +39,7 @@ def runs(tmp_path):
         [
             record(0, 0.95),
             record(5, 0.7, top1_low=0.6, top1_high=0.8),
-            record(10, 0.5, top1_low=0.45, top1_high=0.55),
+            record(10, 0.5, top1_low=0.45, top1_high=0.55, floors={"raw_pixels": 0.4, "chance": 0.1}),
             record(10, 0.9, during_run=False),
             record(10, 0.25, "linear"),
             {"epoch": 10, "evaluator": "cost", "gmacs": 1.0},
@@ -59,7 +59,9 @@ def test_every_figure_is_the_run_s_own_last(runs):
     assert full == {
         "run": str(runs[1].path), "method": "simclr", "backbone": "shufflenetv2", "data": "digits", "epochs": 10.0,
         "knn/top1": 0.5, "knn/top1_low": 0.45, "knn/top1_high": 0.55, "knn/top1_max": 0.7,
+        "knn/chance": 0.1, "knn/random_init": 0.95, "knn/raw_pixels": 0.4,
         "linear/top1": 0.25, "linear/top1_low": None, "linear/top1_high": None, "linear/top1_max": 0.25,
+        "linear/chance": None, "linear/random_init": None, "linear/raw_pixels": None,
         "parameters": 1_250_000, "gflops": 0.3, "hours": 2.0, "kwh": 0.5, "kg_co2e": 0.25,
     }  # fmt: skip
     assert nasty["knn/top1"] == 0.75, "measured later, where the run itself measured nothing"
@@ -112,19 +114,19 @@ def test_csv_and_json_give_every_figure_back(runs):
 def test_markdown_keeps_its_columns_and_names(runs):
     lines = as_markdown(table(runs)).splitlines()
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
-    assert {len(row) for row in cells} == {14}
+    assert {len(row) for row in cells} == {16}
     assert re.sub(r"\\(.)", r"\1", cells[2][0].strip()) == str(runs[0].path)
-    assert cells[3][5:7] == [" 50.0 (45.0 to 55.0) ", " 70.0 "]
-    assert cells[4][5] == " — "
+    assert [cell.strip() for cell in cells[3][5:8]] == ["50.0 (45.0 to 55.0)", "70.0", "10.0 / 95.0 / 40.0"]
+    assert cells[4][5].strip() == "—"
 
 
 def test_latex_has_no_sign_that_it_would_read_as_its_own(runs):
     text = as_latex(table(runs))
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(body) == 1 + 3
-    assert "a|b\\_\\%\\{x\\}\\&[red]\\textasciitilde{}\\textasciicircum{}" in text
+    assert "a|b\\_\\%\\{x\\}\\&[red]\\textasciitilde{}\\^{}" in text
     for line in body:
-        assert len(re.split(r"(?<!\\)&", line)) == 14
+        assert len(re.split(r"(?<!\\)&", line)) == 16
         assert not re.search(r"(?<!\\)[%$#_]", line)
     assert "---" in body[-1]
     assert "—" not in text
@@ -135,7 +137,7 @@ def test_the_table_prints_names_as_they_are(runs):
     Console(width=400, file=written).print(as_table(table(runs)))
     lines = written.getvalue().splitlines()
     assert str(runs[0].path) in lines[1]
-    assert lines[3].count(compare.NONE) == 4 + 5
+    assert lines[3].count(compare.NONE) == 4 + 2 * 3 + 5
     assert "1.25" in lines[2]
 
 
