@@ -136,7 +136,7 @@ def test_a_run_decides_by_the_step_that_tune_has_timed(four_cores, monkeypatch):
         setup, (line,) = setup_of()
     finally:
         file.unlink()
-    assert line == "decoding with 3 of 4 cores: one decodes 1,000 images/s, a step takes 2,000"
+    assert line == "decoding with 3 of 4 cores: one decodes 1,000 images/s, training takes 2,000"
     assert setup.loader.workers == 3
 
 

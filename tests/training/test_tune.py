@@ -268,7 +268,7 @@ def test_a_cache_that_cannot_be_written_costs_the_memory_alone(tuning, seconds, 
     monkeypatch.setattr(timings.atomic, "write_json", read_only)
     said: list[str] = []
     assert built(log=said.append).execution == FIRST
-    assert any("cannot be kept for other runs" in line and "Permission denied" in line for line in said)
+    assert any("cannot be saved for later runs" in line and "Permission denied" in line for line in said)
 
 
 def test_a_candidate_that_cannot_even_be_set_up_does_not_stop_the_run(tuning, seconds, monkeypatch):
@@ -348,7 +348,7 @@ def test_resume_keeps_what_was_chosen(tmp_path, monkeypatch):
     noted["derived"]["execution"]["channels_last"] = False
     file.write_text(json.dumps(noted))
     kept: list[TrainingSetup] = []
-    monkeypatch.setattr(engine, "_train", lambda run, setup, *rest: kept.append(setup))
+    monkeypatch.setattr(engine, "train", lambda run, setup, *rest: kept.append(setup))
     monkeypatch.setattr("sslkit.training.build.tune", None)
     engine.resume(out)
     assert kept[0].execution == FIRST
@@ -363,7 +363,7 @@ def test_resume_compiles_the_views_if_they_were_and_times_nothing(tmp_path, monk
     monkeypatch.setattr("sslkit.training.build.possible_here", lambda candidate, device: candidate)
     file.write_text(json.dumps(noted))
     kept: list[TrainingSetup] = []
-    monkeypatch.setattr(engine, "_train", lambda run, setup, *rest: kept.append(setup))
+    monkeypatch.setattr(engine, "train", lambda run, setup, *rest: kept.append(setup))
     monkeypatch.setattr(tune.compiled_views, "try_compiled", None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: None)
     engine.resume(out)
