@@ -23,9 +23,13 @@ class OnePassResidual(InvertedResidual):
 def alternated(first: Tensor, second: Tensor) -> Tensor:
     """Interleave the channels of two maps: [N, C, H, W] twice -> [N, 2C, H, W], channels_last if `second` is."""
     if second.is_contiguous(memory_format=torch.channels_last):
-        rows = (half.permute(0, 2, 3, 1) for half in (first, second))
-        return torch.stack(tuple(rows), dim=-1).flatten(-2).permute(0, 3, 1, 2)
+        rows = torch.stack((first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)), dim=-1)
+        return rows.flatten(-2).permute(0, 3, 1, 2)
     return torch.stack((first, second), dim=2).flatten(1, 2)
+
+
+# To torch.fx one operation: it cannot follow the question about the layout.
+torch.fx.wrap("alternated")
 
 
 def shuffle_in_one_pass(net: nn.Module) -> None:
