@@ -10,6 +10,7 @@ from sslkit.config.base import Choice
 from sslkit.config.run import RunConfig
 from sslkit.evaluation import evaluate as evaluation
 from sslkit.machine import distributed
+from sslkit.machine.load import ThreadGovernor, computing_threads
 from sslkit.machine.precision import uncompiled
 from sslkit.nn.collapse import collapse_warning
 from sslkit.runs import energy, report
@@ -32,8 +33,14 @@ def train(run: Run, setup: TrainingSetup, step: int, display: Display) -> None:
         plugins.hooks().run_started(run=run)
         if setup.config.report:
             keep_first_views(run, setup)
-    with Stopper(display.log) as stopper, display.bar(setup.steps, step), energy.recorded(run, setup.device), meter:
-        _epochs(run, setup, step, meter, display, stopper)
+    with (
+        Stopper(display.log) as stopper,
+        display.bar(setup.steps, step),
+        energy.recorded(run, setup.device),
+        computing_threads(setup.config.threads, setup.device) as governor,
+        meter,
+    ):
+        _epochs(run, setup, step, meter, display, stopper, governor)
     if distributed.is_main():
         display.log(f"took:     {energy.in_words(run.derived)}")
     display.log(f"backbone: {run.backbone_file}")
@@ -41,7 +48,15 @@ def train(run: Run, setup: TrainingSetup, step: int, display: Display) -> None:
         display.log(f"report:   {report.write([run.path])}")
 
 
-def _epochs(run: Run, setup: TrainingSetup, step: int, meter: Meter, display: Display, stopper: Stopper) -> None:
+def _epochs(
+    run: Run,
+    setup: TrainingSetup,
+    step: int,
+    meter: Meter,
+    display: Display,
+    stopper: Stopper,
+    governor: ThreadGovernor,
+) -> None:
     """Train the remaining epochs, with checkpoints and evaluations between them. Raises Interrupted after saving."""
     first = step // setup.steps_per_epoch
     saved = time.monotonic()
@@ -50,6 +65,8 @@ def _epochs(run: Run, setup: TrainingSetup, step: int, meter: Meter, display: Di
         for epoch in range(first, setup.config.epochs):
             for done in _epoch(run, setup, epoch, step, meter, display):
                 step = done
+                if governor.adjust():
+                    display.log(f"step {step}: {governor.describe()}")
                 stopper.stop_if_asked()
             if distributed.is_main() and _checkpoint_due(setup.config, epoch + 1, time.monotonic() - saved):
                 save(run, setup, step)
