@@ -135,19 +135,22 @@ def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_what_to_try(tm
 def test_out_of_memory_names_a_batch_that_fits(tmp_path):
     import subprocess
 
-    code = f"""
-import resource, sslkit, torch
+    code = """
+import resource, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 import sslkit.training.engine, torchvision, timm
 from sslkit.augment import cpu_kernels
+from sslkit.cli.main import main
 cpu_kernels.prepare()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20,) * 2)
-sslkit.run(method="simclr", backbone="resnet18", data={{"name": "shapes", "n_train": 128, "image_size": 96}},
-           batch_size=128, epochs=1, evaluators=[], device="cpu", quiet=True, out={str(tmp_path / "run")!r})
+main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
+    words = ["run", "method=simclr", "backbone=resnet18", "data=shapes", "data.n_train=128", "data.image_size=96"]
+    words += ["batch_size=128", "epochs=1", "evaluators=[]", "device=cpu", f"out={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert "out of memory at batch_size=128 with images of 96 px; micro_batch=" in last
     fits = int(last.split("micro_batch=")[1].split(" ")[0])
