@@ -131,7 +131,7 @@ def photographs(shared, tmp_path_factory) -> Path:
 
 
 def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    both = {k: base.get(k, {}) | v if isinstance(v, dict) else v for k, v in own.items()}
+    both = {k: base[k] | v if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in own.items()}
     return base | both
 
 
