@@ -34,7 +34,7 @@ class EMPSSL(Method):
         "batch_size": 100,
         "epochs": 30,
         "optimizer.name": "adamw",
-        "optimizer.lr": 1e-3,
+        "optimizer.lr": 2e-3,
         "optimizer.weight_decay": 1e-4,
         "optimizer.warmup_epochs": 1,
     }

@@ -156,7 +156,7 @@ def random_directions(dim: int, count: int, device: torch.device) -> Tensor:
 # --- decoupled contrastive learning ---
 
 
-def dcl(z0: Tensor, z1: Tensor, temperature: float = 0.1) -> Tensor:
+def dcl(z0: Tensor, z1: Tensor, temperature: float = 0.2) -> Tensor:
     """Decoupled contrastive loss (Yeh et al. 2022, arXiv:2110.06848, L_DC): NT-Xent without the positive below.
 
     z0, z1: [N, D], two views of the same N > 1 images, in the same order, of any scale.
@@ -170,7 +170,7 @@ def dcl(z0: Tensor, z1: Tensor, temperature: float = 0.1) -> Tensor:
     return _decoupled(z0, z1, temperature, None)
 
 
-def dclw(z0: Tensor, z1: Tensor, temperature: float = 0.1, sigma: float = 0.5) -> Tensor:
+def dclw(z0: Tensor, z1: Tensor, temperature: float = 0.2, sigma: float = 0.5) -> Tensor:
     """Weighted decoupled contrastive loss (Yeh et al. 2022, L_DCW): `dcl` with s⁺ times `positive_weights`.
 
     sigma: σ > 0; the paper's is 0.5.
