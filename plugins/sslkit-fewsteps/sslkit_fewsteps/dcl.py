@@ -58,6 +58,8 @@ class DCLW(DCL):
     """
 
     class Config(DCL.Config):
+        temperature: float = Field(default=0.5, gt=0)
+        """τ of the loss; 0.5 learned faster than 0.2 in 180 steps (benchmarks/LOG.md)."""
         sigma: float = Field(default=0.5, gt=0)
         """σ of the weights; the larger, the nearer to DCL."""
 

@@ -170,7 +170,7 @@ def dcl(z0: Tensor, z1: Tensor, temperature: float = 0.2) -> Tensor:
     return _decoupled(z0, z1, temperature, None)
 
 
-def dclw(z0: Tensor, z1: Tensor, temperature: float = 0.2, sigma: float = 0.5) -> Tensor:
+def dclw(z0: Tensor, z1: Tensor, temperature: float = 0.5, sigma: float = 0.5) -> Tensor:
     """Weighted decoupled contrastive loss (Yeh et al. 2022, L_DCW): `dcl` with s⁺ times `positive_weights`.
 
     sigma: σ > 0; the paper's is 0.5.
