@@ -21,6 +21,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nnclr": {"hidden": 32, "dim": 16, "queue": 20},
     "swav": {"hidden": 32, "dim": 16, "prototypes": 12},
     "dino": {"hidden": 32, "bottleneck": 16, "prototypes": 24},
+    "empssl": {"hidden": 32, "dim": 16},
+    "lejepa": {"hidden": 32, "dim": 16, "directions": 20},
+    "dcl": {"hidden": 32, "dim": 16},
+    "dclw": {"hidden": 32, "dim": 16},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
 }
 """Options that keep heads, queues and prototypes small."""
@@ -28,7 +32,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NEEDS = {"mae": "vit_tiny"}
 """Methods that take one kind of backbone only."""
 
-FEW_CROPS: dict[str, dict[str, Any]] = {name: {"name": name, "local_views": 2} for name in ("swav", "dino")}
+FEW_CROPS: dict[str, dict[str, Any]] = {
+    **{name: {"name": name, "local_views": 2} for name in ("swav", "dino")},
+    "empssl": {"name": "empssl", "views": 3},
+}
 """Augmentations with fewer crops than their methods' own."""
 
 
