@@ -32,13 +32,13 @@ def test_scale_measures_the_parts_asked_for_and_keeps_the_others(tmp_path):
     rates = {"batch": "images_per_second", "classes": "supervised", "packing": "images_per_second"}
     assert all(found[key] > 0 for part, key in rates.items() for found in report["parts"][part])
     assert all(0 <= found["mb"] < 400 for found in report["parts"]["knn"])
-    assert "images a batch" in (tmp_path / "scale-cpu.svg").read_text()
+    assert "images per batch" in (tmp_path / "scale-cpu.svg").read_text()
 
 
 def test_scale_names_a_part_that_is_none(tmp_path):
     done = scale(tmp_path, "--only", "batch,speed")
     assert done.returncode == 2
-    assert "no part 'speed'" in done.stderr
+    assert "there is no section 'speed'" in done.stderr
 
 
 def script(name):
@@ -78,7 +78,9 @@ def test_executions_are_compared_by_losses_and_accuracy(few_images, monkeypatch)
     agreement = script("agreement")
     monkeypatch.setattr(agreement, "BATCH", 8)
     args = Namespace(folder=few_images, epochs=2)
-    runs = {candidate: [agreement.train(args, agreement.WAYS[candidate], 0)] for candidate in ("plain", "kernels")}
+    runs = {
+        candidate: [agreement.train(args, agreement.EXECUTIONS[candidate], 0)] for candidate in ("plain", "kernels")
+    }
     assert len(runs["plain"][0]["losses"]) == 4
     found = agreement.summary(runs)
     assert found["plain"]["first_loss_differs_by"] == 0

@@ -173,7 +173,7 @@ def test_compiled_views_that_are_slower_or_others_are_dropped(monkeypatch, facto
     pays, found = compiled_views.try_compiled(augmentation, images)
     assert not pays
     assert found.endswith(": plain")
-    assert ("unlike" in found) == (factor != 1)
+    assert ("pixels differ" in found) == (factor != 1)
     assert augmentation._compiled is None
 
 
@@ -198,8 +198,8 @@ def test_a_few_pixels_at_the_threshold_may_differ():
     one = torch.zeros(1, 3, 100, 100)
     other = one.clone()
     other[0, 0, 0, :2] = 1.0
-    assert compiled_views._share_of_others(one, one + 0.9 / 255 / max(STD), augmentation) == 0
-    assert compiled_views._share_of_others(one, other, augmentation) == pytest.approx(2 / 30_000)
+    assert compiled_views._share_different(one, one + 0.9 / 255 / max(STD), augmentation) == 0
+    assert compiled_views._share_different(one, other, augmentation) == pytest.approx(2 / 30_000)
 
 
 def test_views_that_cannot_be_compiled_are_made_as_before(monkeypatch):

@@ -75,8 +75,8 @@ def test_a_saved_one_comes_back(tmp_path):
     images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         assert torch.equal(again(images), net.eval()(images))
-    assert blocks_of(again) == (2, 2, 32, 8)
-    assert again.pos_drop.p == 0.1
+    assert blocks_of(again.net) == (2, 2, 32, 8)
+    assert again.net.pos_drop.p == 0.1
 
 
 def test_show_names_its_settings(sslkit):

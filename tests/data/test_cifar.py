@@ -146,7 +146,7 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(tmp_path, serv
     address, _ = server(content)
     good = hashlib.md5(content).hexdigest()
     for url, md5, message in [
-        (f"{address}/cifar.tar.gz", "0" * 32, "not the file expected"),
+        (f"{address}/cifar.tar.gz", "0" * 32, r"does not match.*data\.root="),
         (f"{address}/nothing.tar.gz", good, r"404.*data\.root="),
         ("http://127.0.0.1:9/cifar.tar.gz", good, r"cannot be downloaded.*data\.root="),
         ("nonsense", good, "cannot be downloaded"),

@@ -148,7 +148,7 @@ def test_activations_have_names():
     assert {name: type(make()) for name, make in ACTIVATIONS.items()} == {"relu": nn.ReLU, "hardswish": nn.Hardswish}
 
 
-def test_slow_copy_shares_nothing_and_takes_no_gradient():
+def test_a_momentum_encoder_shares_nothing_and_takes_no_gradient():
     net = TinyBackbone().train()
     copy = momentum_encoder(net)
     assert copy.training

@@ -300,7 +300,7 @@ def finished(folder: Path, *words: str) -> tuple[int, str, str]:
     return running.returncode, out, err
 
 
-def wait_for(file: Path, running: subprocess.Popen | Forked, seconds: int = 90) -> None:
+def wait_for(file: Path, running: subprocess.Popen | Forked, seconds: int = 200) -> None:
     end = time.monotonic() + seconds
     while not file.exists() or not file.stat().st_size:
         assert running.poll() is None, running.communicate()

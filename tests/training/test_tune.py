@@ -294,7 +294,7 @@ def test_compiling_is_tried_where_the_run_is_long_enough(tuning, seconds, compil
     assert built(log=said.append).execution == FIRST, "tried, and too dear for 12 steps"
     assert tuning[-1] == [FIRST, compiled]
     assert compiles == [{"mode": None, "dynamic": False}]
-    assert any("compiled too, for a minute or two" in line for line in said)
+    assert any("some of them compiled, which takes a minute or two" in line for line in said)
     assert any("60 s to compile" in line for line in said)
     before = len(tuning)
     assert built("epochs=100").execution == compiled
@@ -325,12 +325,12 @@ def test_what_is_timed_another_day_is_compared_at_the_pace_of_the_first(tuning, 
     compiled = replace(USUAL, compile="default")
     seconds[USUAL], seconds[compiled] = (2.0, 2.0), (60.0, 1.8)
     fresh = trials.measure(built("tune=off", *words), [USUAL, compiled], print)
-    together = tune._beside(known, USUAL, fresh)
+    together = tune._rescaled(known, USUAL, fresh)
     assert together[USUAL].step == 1.0
     assert together[compiled].step == pytest.approx(0.9)
 
 
-def test_the_slow_copy_is_compiled_too(compiles):
+def test_the_momentum_encoder_is_compiled_too(compiles):
     setup = built("method=byol", "tune=off", "compile=true")
     assert setup.execution.compile == "default"
     assert len(compiles) == 2
