@@ -1,6 +1,5 @@
 """`sslkit doctor`: report what this machine offers sslkit, and the exact command that installs what is missing."""
 
-import os
 import platform
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from rich.text import Text
 
 from sslkit import plugins
 from sslkit.data.loaders.ffcv import ffcv_missing
-from sslkit.machine.environment import device_name, package_version
+from sslkit.machine.environment import core_count, device_name, package_version
 
 
 def print_report() -> None:
@@ -36,7 +35,7 @@ def _torch_facts() -> Iterator[tuple[str, str]]:
 
     for package in ("torch", "torchvision", "timm", "kornia"):
         yield package, package_version(package) or "not installed"
-    yield "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"
+    yield "cpu", f"{core_count()} cores, {torch.get_num_threads()} threads for torch"
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
@@ -49,11 +48,12 @@ def _torch_facts() -> Iterator[tuple[str, str]]:
 
 
 def _memory() -> str:
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return "unknown on this system"
+    import psutil
+    import torch
+
+    from sslkit.machine.memory import free_memory
+
+    free, total = free_memory(torch.device("cpu")), psutil.virtual_memory().total
     return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
