@@ -13,6 +13,8 @@ from typing import Literal
 import psutil
 import torch
 
+from sslkit.machine import distributed
+
 EVERY = 1.0
 """Seconds between two looks at the load."""
 IDLE = 0.15
@@ -112,7 +114,8 @@ def computing_threads(threads: int | Literal["auto"], device: torch.device) -> I
     before = torch.get_num_threads()
     if threads != "auto":
         torch.set_num_threads(threads)
-    adaptive = threads == "auto" and device.type == "cpu"
+    # Processes of one run would take each other for other programs.
+    adaptive = threads == "auto" and device.type == "cpu" and distributed.local_world() == 1
     try:
         yield ThreadGovernor(torch.set_num_threads, before if adaptive else 1)
     finally:

@@ -80,3 +80,9 @@ def test_threads_are_afterwards_what_they_were():
     assert torch.get_num_threads() == before
     with computing_threads("auto", torch.device("cuda")) as governor:
         assert governor.cores == 1
+
+
+def test_processes_of_one_run_do_not_take_each_other_for_other_programs(monkeypatch):
+    monkeypatch.setattr(load.distributed, "local_world", lambda: 2)
+    with computing_threads("auto", CPU) as governor:
+        assert governor.cores == 1
