@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.config.base import Config
+from sslkit.config.task import Fitted, Task
 
 Triple = tuple[float, float, float]
 
@@ -22,6 +23,11 @@ class Augmentation(nn.Module):
 
     n_views: int
     """V, the number of full-size views."""
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        """Return settings of the augmentation, by dotted key, that follow from the task: {"blur.p": ...}."""
+        return {}
 
     def __init__(self, config: Any, image_size: int, mean: Triple, std: Triple) -> None:
         super().__init__()

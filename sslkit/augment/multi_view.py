@@ -16,8 +16,13 @@ from sslkit.augment.kornia_transforms import Extra, KorniaTransforms
 from sslkit.augment.parameters import Parameters, render_plain
 from sslkit.augment.transforms import Blur, Crop, Flip, Grayscale, Jitter, Probability, Rotate, Solarize, boxes_where
 from sslkit.config.base import Config
+from sslkit.config.task import Fitted, Task
 
 Kernels = Literal["auto", "plain"]
+
+
+LEAST_CROP = 0.2
+"""Smallest share of an image that a view of a short run shows."""
 
 
 class MultiViewAugmentation(Augmentation):
@@ -76,6 +81,19 @@ class MultiViewAugmentation(Augmentation):
             return self
 
     config: Config
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        """Return milder crops for short runs, and for small images weaker colours and no blur (SimCLR, B.9)."""
+        usual = cls.Config()
+        advice: dict[str, Fitted] = {}
+        if task.short and usual.crop.scale[0] < LEAST_CROP:
+            advice["crop.scale"] = Fitted((LEAST_CROP, usual.crop.scale[1]), f"{task.steps:,} steps are few")
+        if task.small and usual.jitter.brightness * usual.jitter.strength > 0.4:
+            advice["jitter.strength"] = Fitted(0.4 / usual.jitter.brightness, f"images of {task.image_size} px")
+        if task.small and usual.blur.p:
+            advice["blur.p"] = Fitted(0.0, f"images of {task.image_size} px")
+        return advice
 
     def __init__(self, config: Config, image_size: int, mean: Triple, std: Triple) -> None:
         super().__init__(config, image_size, mean, std)

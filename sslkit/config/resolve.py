@@ -1,10 +1,10 @@
 """Resolve layers of settings to one validated, frozen RunConfig; report all mistakes in one message.
 
-Layers, weakest first: field defaults, the method's settings, the data set's, recipes, command line.
-The origin of each value is kept.
+Layers, weakest first: field defaults, advice, the data set's settings, recipes, command line. Advice is what the
+method's paper used or, where no recipe is named, what fits the task. The origin of each value is kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +29,10 @@ BASE: dict[str, Any] = {
 }
 
 
+Advice = Callable[[dict[str, Any]], list[Layer]]
+"""Map requested settings to layers that are weaker than they."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A valid configuration, with the origin of each dotted key (`default`, or no entry, for default values)."""
@@ -36,6 +40,8 @@ class Resolved:
     config: RunConfig
     origins: dict[str, str]
     values: dict[str, Any]
+    layers: tuple[Layer, ...] = ()
+    """The layers that it was resolved from."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,14 @@ class Draft:
     values: dict[str, Any]
     """Merged values by dotted key, before validation."""
     origins: dict[str, str]
+    layers: tuple[Layer, ...] = ()
+    """The layers that were merged."""
 
     def resolved(self, mistakes: Mistakes) -> Resolved:
         """Return the valid configuration. Raises UserError that lists every mistake."""
         mistakes.stop()
         assert self.config is not None
-        return Resolved(self.config, self.origins, _all_values(self.config))
+        return Resolved(self.config, self.origins, _all_values(self.config), self.layers)
 
 
 def resolve(words: Iterable[str] = (), recipe: str | Path | None = None) -> Resolved:
@@ -82,17 +90,27 @@ def resolve_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
     return draft_layers(layers, mistakes).resolved(mistakes)
 
 
-def draft_layers(layers: list[Layer], mistakes: Mistakes) -> Draft:
-    """Merge layers, and the recipes they name, over the defaults, and validate; add every mistake to `mistakes`."""
-    layers = [expanded for layer in layers for expanded in with_recipes(layer, mistakes)]
-    requested = merge([Layer("default", BASE), *layers])[0]
-    values, origins = merge([Layer("default", BASE), *_recommended(requested), *layers])
+def draft_layers(given: list[Layer], mistakes: Mistakes, fitted: Advice | None = None) -> Draft:
+    """Merge layers, and the recipes they name, over the defaults, and validate; add every mistake to `mistakes`.
+
+    fitted: advice that fits the task. It replaces the paper's where no layer names a recipe; with a recipe, it gives
+    only what the layers explicitly leave to it, as in epochs=auto.
+    """
+    by_recipe = any(layer.values.get("recipe") for layer in given)
+    layers = [expanded for layer in given for expanded in with_recipes(layer, mistakes)]
+    data_advice = _data_advice(merge([Layer("default", BASE), *layers])[0])
+    requested = merge([Layer("default", BASE), *data_advice, *layers])[0]
+    fits = fitted(requested) if fitted and not (by_recipe and "auto" not in requested.values()) else []
+    left = {key for layer in fits for key in layer.values if requested.get(key) == "auto"}
+    layers = [_omitting(layer, left) for layer in layers] + [layer for layer in fits if layer.values.keys() <= left]
+    advice = fits if fits and not by_recipe else papers_advice(requested)
+    values, origins = merge([Layer("default", BASE), *advice, *data_advice, *layers])
     sections = {s: _choice(s, kind, values, mistakes) for s, kind in SECTIONS.items()}
     if values.get("eval_data.name") is not None:
         sections["eval_data"] = _choice("eval_data", "datasets", values, mistakes)
     evaluators = _evaluators(values, mistakes)
     config = _run_config(values, sections, evaluators, mistakes)
-    return Draft(config, sections, evaluators, values, origins)
+    return Draft(config, sections, evaluators, values, origins, tuple(given))
 
 
 def resolve_data(source: str, words: Iterable[str]) -> Choice:
@@ -107,18 +125,29 @@ def resolve_data(source: str, words: Iterable[str]) -> Choice:
     return choice
 
 
-def _recommended(requested: dict[str, Any]) -> list[Layer]:
-    """Return the settings that the method and the data set recommend."""
-    method, source = _load("method", requested), _load("data", requested)
-    by_method = {"augment.name": "simclr"} if method is None else {"augment.name": method.augment, **method.defaults}
-    by_data = {} if source is None else source.advice(requested["method.name"])
-    return [
-        Layer(f"method {requested['method.name']}", by_method),
-        Layer(f"data set {requested['data.name']}", by_data),
-    ]
+def _omitting(layer: Layer, keys: set[str]) -> Layer:
+    return Layer(layer.origin, {key: value for key, value in layer.values.items() if key not in keys})
 
 
-def _load(section: str, values: dict[str, Any]) -> Any:
+def papers_advice(requested: dict[str, Any]) -> list[Layer]:
+    """Return the settings of the method's paper, and the augmentation that it wants."""
+    method = load_component("method", requested)
+    settings = {"augment.name": "simclr"} if method is None else {"augment.name": method.augment, **method.defaults}
+    return [Layer(f"method {requested['method.name']}", settings)]
+
+
+def _data_advice(requested: dict[str, Any]) -> list[Layer]:
+    source = load_component("data", requested)
+    settings = {} if source is None else source.advice(requested["method.name"])
+    return [Layer(f"data set {requested['data.name']}", settings)]
+
+
+def requested_data(requested: dict[str, Any]) -> Choice | None:
+    """Return the data set that settings name, or None if they are not valid, which is reported elsewhere."""
+    return _choice("data", "datasets", requested, Mistakes())
+
+
+def load_component(section: str, values: dict[str, Any]) -> Any:
     """Return the component class of a section, or None if its name is wrong, which `_choice` reports later."""
     try:
         return _component(section, values.get(f"{section}.name"))[1]

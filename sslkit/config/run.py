@@ -1,13 +1,29 @@
 """Settings of a run and of its optimizer."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_serializer, field_validator
+from pydantic import BeforeValidator, Field, field_serializer, field_validator
 
 from sslkit.config.base import Choice, Config
 from sslkit.config.carbon import Carbon
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def _seconds(value: Any) -> Any:
+    """Convert 90, "90s", "10m" or "1.5h" to seconds."""
+    if value is None or isinstance(value, int | float):
+        return value
+    match = re.fullmatch(r"([\d.]+)\s*(\w*)", str(value).strip())
+    if match is None or match[2] not in UNITS:
+        raise ValueError("must be a time such as 90s, 10m or 1.5h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+Seconds = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
 
 
 class Optimizer(Config):
@@ -60,8 +76,13 @@ class RunConfig(Config):
     """Settings for computing energy and CO2e."""
     epochs: int = Field(100, ge=1)
     """Passes over the pre-training images."""
+    budget: Seconds | None = None
+    """Time for training, such as 90s, 10m or 1.5h, evaluations apart: the epochs that fit are chosen from the measured
+    speed; null: `epochs` decides."""
     batch_size: int = Field(256, ge=2)
     """Images per loss, on all processes together."""
+    drop_last: bool = False
+    """Leave out the images of an epoch's last incomplete batch; false: fill it up with the epoch's first images."""
     micro_batch: int | None = Field(None, ge=2)
     """Images per forward pass of one process, for batches larger than memory; the gradient is that of the whole
     batch; null: no micro-batches."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sslkit.backbones.backbone import width_of
 from sslkit.config.base import Choice, Config
+from sslkit.config.task import Fitted, Task
 from sslkit.errors import UserError
 from sslkit.machine.distributed import gather
 
@@ -70,7 +71,7 @@ class Method(nn.Module):
     augment: ClassVar[str] = "simclr"
     """Name of the augmentation used unless the user names another."""
     defaults: ClassVar[dict[str, Any]] = {}
-    """Run settings that the paper uses, as dotted keys: {"optimizer.name": "lars"}."""
+    """Run settings that the paper uses, as dotted keys: {"optimizer.name": "lars"}; recipes build on them."""
     uses_labels: ClassVar[bool] = False
     """True if the method uses labels, which are otherwise withheld."""
     constant_lr: ClassVar[tuple[str, ...]] = ()
@@ -86,6 +87,14 @@ class Method(nn.Module):
         self.backbone = backbone
         self.info = info
         self.width = width_of(backbone)
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        """Return settings, as dotted keys, that follow from the task; they take precedence over the general rules.
+
+        Used where no recipe is named: {"method.queue": task.queue(65536)}. docs/auto-settings.md has the rules.
+        """
+        return {}
 
     @classmethod
     def trained_backbone(cls, backbone: Choice) -> Choice:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.nn import losses
 from sslkit.nn.heads import mlp
@@ -46,6 +47,14 @@ class BYOL(Method):
         "optimizer.momentum": 0.9,
         "optimizer.warmup_epochs": 10,
     }
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "method.momentum": task.momentum(0.996),
+            "method.hidden": task.when_short(1024, 4096),
+            "method.last_norm": task.when_short(True, False),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

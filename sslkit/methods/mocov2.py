@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.errors import UserError
 from sslkit.machine.distributed import gather, rank, shared, world
 from sslkit.methods.base import Batch, Method, RunInfo
@@ -52,6 +53,14 @@ class MoCoV2(Method):
         "optimizer.warmup_epochs": 0,
     }
     sync_batchnorm: ClassVar[bool] = False
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "method.queue": task.queue(65536),
+            "method.momentum": task.momentum(0.999),
+            "method.norm": task.when_short(True, False),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

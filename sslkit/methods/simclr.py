@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.nn.heads import ACTIVATIONS, mlp
 from sslkit.nn.losses import pair_cross_entropy, pair_health, pair_logistic, pair_loss, pair_margin
@@ -65,6 +66,10 @@ class SimCLR(Method):
         "optimizer.momentum": 0.9,
         "optimizer.warmup_epochs": 10,
     }
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {"method.temperature": task.when_short(0.2, 0.5)}
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslkit.config.layers import Mistakes
+from sslkit.config.layers import Layer, Mistakes
 from sslkit.config.recipes import read_recipe
 from sslkit.config.resolve import Resolved, resolve_layers
 from sslkit.config.run import RunConfig
@@ -57,8 +57,8 @@ class Run:
         path = Path(path)
         check_is_run(path)
         mistakes = Mistakes()
-        layer = read_recipe(path / CONFIG, mistakes)
-        resolved = resolve_layers([layer], mistakes)
+        before = Layer("before the setting", {"drop_last": True})
+        resolved = resolve_layers([before, read_recipe(path / CONFIG, mistakes)], mistakes)
         return cls(path, resolved.config, _read_json(path / ENVIRONMENT).get("origins", {}))
 
     @property

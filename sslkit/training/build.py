@@ -93,18 +93,19 @@ def _make_loader(config: RunConfig, stores: Stores, device: torch.device, log: C
         workers=config.workers,
         rank=distributed.rank(),
         world=distributed.world(),
+        drop_last=config.drop_last,
         log=log,
     )
 
 
 def _steps_per_epoch(config: RunConfig, loader: Loader) -> int:
-    steps = loader.steps_per_epoch // config.accumulate
-    if steps == 0:
+    whole, rest = divmod(loader.steps_per_epoch, config.accumulate)
+    if whole == 0:
         raise UserError(
             f"one step takes batch_size × accumulate = {config.batch_size * config.accumulate} images, "
             f"but the data has {len(loader.store)}; lower one of them"
         )
-    return steps
+    return whole + (rest > 0 and not config.drop_last)
 
 
 def _make_augmentation(config: RunConfig, stores: Stores, device: torch.device) -> nn.Module:

@@ -19,6 +19,7 @@ from sslkit.runs import trackers
 from sslkit.runs.display import Display
 from sslkit.runs.run import Run
 from sslkit.training import launch
+from sslkit.training.budget import fit_budget
 from sslkit.training.build import build
 from sslkit.training.execution import Execution
 from sslkit.training.loop import train
@@ -41,6 +42,7 @@ def run(resolved: Resolved, display: Display | None = None) -> Run:
         return _launch_new(Run.create(resolved))
     with launch.joined(resolved.config.device):
         display = display or Display(quiet=not distributed.is_main())
+        resolved = fit_budget(resolved, display.log)
         setup = build(resolved.config, display.log)
         new = _create(resolved)
         _note(new, setup)

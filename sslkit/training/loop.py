@@ -94,7 +94,7 @@ def _epoch(run: Run, setup: TrainingSetup, epoch: int, step: int, meter: Meter, 
                 raise out_of_memory(setup, image_batches[0], error) from error
             raise
         step += 1
-        meter.add(step, scalars, images=setup.images_per_step)
+        meter.add(step, scalars, images=setup.config.batch_size * len(image_batches))
         if step % setup.config.log_every == 0 or step == end:
             _log(run, setup, meter.read(run, _lr(setup), step / setup.steps_per_epoch), display)
         yield step

@@ -1,9 +1,8 @@
 """Estimate time, memory and energy of a run before it, by timing a few real steps; nothing is kept."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,12 @@ from torch import Tensor
 from sslkit.backbones.flops import flops
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
-from sslkit.machine.stopwatch import Stopwatch
 from sslkit.runs import energy
 from sslkit.training.build import build
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
 from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import train_step
+from sslkit.training.timed_steps import endless_batches, timed_steps
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,11 +120,11 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 def _try(setup: TrainingSetup) -> tuple[list[float], int, tuple[float, str]]:
     """Return (seconds of each timed step, FLOPs of one step, (GiB of memory, how that was obtained))."""
-    batches = chain.from_iterable(setup.loader.epoch(epoch, 0) for epoch in count())
+    batches = endless_batches(setup)
     first = list(islice(batches, setup.config.accumulate))
     try:
         step_flops, saved = _first_step(setup, first)
-        seconds = list(_timed_steps(setup, batches))
+        seconds = list(timed_steps(setup, batches, STEPS, SECONDS))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise out_of_memory(setup, first[0], error) from error
@@ -162,19 +161,6 @@ def _convolution_backward(
     _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = settings
     count: int = conv_flop_count(x, weight, gradient, transposed) * sum(wanted[:2])
     return count
-
-
-def _timed_steps(setup: TrainingSetup, batches: Iterator[Any]) -> Iterator[float]:
-    began = time.perf_counter()
-    for number in range(1, STEPS + 1):
-        with Stopwatch(setup.device) as watch:
-            step = min(number, setup.steps - 1)
-            image_batches = list(islice(batches, setup.config.accumulate))
-            setup.schedule.set(step)
-            train_step(setup, image_batches, step)
-        yield watch.seconds
-        if time.perf_counter() - began > SECONDS:
-            return
 
 
 def _time_basis(timed: int, config: RunConfig) -> str:

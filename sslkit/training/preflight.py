@@ -1,4 +1,4 @@
-"""Checks of a new run: components' own checks, enough data for a batch, devices, an empty run directory."""
+"""Settings and checks of a new run: components' checks, enough data for a batch, devices, an empty run directory."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +11,7 @@ from sslkit.config.resolve import Draft, Resolved, draft_layers, words_layer
 from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.runs import trackers
+from sslkit.training.auto import fitted_advice
 from sslkit.training.optim.optimizer import known_optimizer
 
 
@@ -24,12 +25,23 @@ def resolve_new(words: Iterable[str] = (), recipe: str | Path | None = None) -> 
 
 
 def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
-    """Resolve layers like `resolve_layers`, and also check them against the machine and the data."""
-    draft = draft_layers(layers, mistakes)
+    """Resolve layers, with settings that fit the task, and check them against the machine and the data."""
+    draft = draft_layers(layers, mistakes, fitted_advice)
     _check_components(draft, mistakes)
     if draft.config is not None:
         _check_machine(draft.config, mistakes)
+        _check_budget(draft, mistakes)
     return draft.resolved(mistakes)
+
+
+def _check_budget(draft: Draft, mistakes: Mistakes) -> None:
+    assert draft.config is not None
+    if draft.config.budget is None:
+        return
+    if draft.origins.get("epochs") == draft.origins["budget"]:
+        mistakes.add("epochs", "budget chooses the number of epochs; give one of the two")
+    if draft.config.devices > 1:
+        mistakes.add("budget", "works with one process only; give the number of epochs, or devices=1")
 
 
 def _check_components(draft: Draft, mistakes: Mistakes) -> None:

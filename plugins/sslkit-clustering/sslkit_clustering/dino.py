@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.machine import distributed
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
@@ -58,6 +59,14 @@ class DINO(Method):
     }
     progress: Tensor
     centre: Tensor
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "method.prototypes": task.prototypes(65536),
+            "method.momentum": task.momentum(0.996),
+            "method.teacher_temperature": task.when_short(0.04, 0.07),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.queues import Queue
@@ -50,6 +51,13 @@ class SwAV(Method):
         "optimizer.warmup_epochs": 0,
     }
     progress: Tensor
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "method.prototypes": task.prototypes(3000),
+            "method.queue_length": Fitted(0, "batches of at least as many images as there are prototypes"),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from sslkit.augment import Blur, Crop, Flip, Grayscale, Jitter, MultiViewAugmentation, Solarize
+from sslkit.config.task import Fitted, Task
 
 
 class PatchAugmentation(MultiViewAugmentation):
@@ -21,6 +22,12 @@ class PatchAugmentation(MultiViewAugmentation):
         grayscale: Grayscale = Grayscale(p=0.2)
         blur: Blur = Blur(p=0.1, sigma=(0.1, 2.0), kernel=0.1)
         solarize: Solarize = Solarize(p=0.1, threshold=0.5)
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        """Return fewer patches of more different sizes for short runs."""
+        own = {"views": task.when_short(8, 20), "crop.scale": task.when_short((0.25, 1.0), (0.25, 0.25))}
+        return super().fitted(task) | own
 
 
 class LeJEPAAugmentation(MultiViewAugmentation):

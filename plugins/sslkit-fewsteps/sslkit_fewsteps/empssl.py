@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit_fewsteps.losses import empssl_sum, empssl_terms, largest_coding_rate
@@ -38,6 +39,14 @@ class EMPSSL(Method):
         "optimizer.weight_decay": 1e-4,
         "optimizer.warmup_epochs": 1,
     }
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "batch_size": Fitted(min(50, task.batch_size), "eight views of each image"),
+            "epochs": Fitted(max(2, task.epochs // 4), "eight views of each image"),
+            "method.hidden": task.when_short(1024, 4096),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

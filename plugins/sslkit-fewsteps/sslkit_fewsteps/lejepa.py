@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.machine.distributed import shared
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
@@ -38,6 +39,14 @@ class LeJEPA(Method):
         "optimizer.weight_decay": 5e-4,
         "optimizer.warmup_epochs": 1,
     }
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "method.hidden": task.when_short(512, 2048),
+            "method.sigreg_weight": task.when_short(0.02, 0.05),
+            "epochs": Fitted(max(2, task.epochs // 2), "four views of each image"),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

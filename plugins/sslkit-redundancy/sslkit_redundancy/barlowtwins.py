@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.health import feature_std
@@ -38,6 +39,10 @@ class BarlowTwins(Method):
         "optimizer.momentum": 0.9,
         "optimizer.warmup_epochs": 10,
     }
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {"method.hidden": task.when_short(1024, 8192), "method.dim": task.when_short(1024, 8192)}
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

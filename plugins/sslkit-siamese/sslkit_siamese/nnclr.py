@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.losses import contrastive_health
@@ -43,6 +44,14 @@ class NNCLR(Method):
         "optimizer.momentum": 0.9,
         "optimizer.warmup_epochs": 10,
     }
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "method.queue": task.queue(98304),
+            "method.temperature": task.when_short(0.2, 0.1),
+            "method.predictor_hidden": task.when_short(1024, 4096),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

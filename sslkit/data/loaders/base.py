@@ -44,7 +44,7 @@ class Loader:
         self._labels = None if store.labels is None else torch.from_numpy(store.labels).to(device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
-        """Yield the full batches of one epoch, from step `start` on; a last incomplete batch is dropped."""
+        """Yield the batches of one epoch, from step `start` on, all of the same size (see `_Order`)."""
         for indices, pixels in self._steps(self.order.batches(epoch)[start:]):
             labels = None if self._labels is None else self._labels[indices]
             yield ImageBatch(pixels.permute(0, 3, 1, 2), indices, labels)
@@ -65,17 +65,22 @@ class Loader:
 
 
 class _Order:
-    """The order of images in each epoch, for one of several processes; a pure function of seed and epoch."""
+    """The order of images in each epoch, for one of several processes; a pure function of seed and epoch.
 
-    def __init__(self, images: int, batch_size: int, seed: int, rank: int, world: int) -> None:
+    All batches are full, because compiled networks and batch norm want equal batches: a last incomplete one is left
+    out (`drop_last`), or filled up with the first images of the same epoch, which are then used twice.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, rank: int, world: int, drop_last: bool = True) -> None:
         self.images, self.batch_size, self.seed, self.rank, self.world = images, batch_size, seed, rank, world
-        self.steps = images // (batch_size * world)
+        whole, rest = divmod(images, batch_size * world)
+        self.steps = whole + (rest > 0 and not drop_last)
 
     def batches(self, epoch: int) -> NDArray[np.int64]:
-        """Return the row numbers of each step, int64 [steps, batch_size]; those of different processes are disjoint."""
+        """Return the row numbers of each step, int64 [steps, batch_size]; processes share repeated images only."""
         seeds = np.random.SeedSequence([self.seed, epoch, 0x0DE2])
         shuffled = np.random.Generator(np.random.Philox(seeds)).permutation(self.images)
-        used = shuffled[: self.steps * self.world * self.batch_size]
+        used = np.resize(shuffled, self.steps * self.world * self.batch_size)
         return np.ascontiguousarray(used.reshape(self.steps, self.world, self.batch_size)[:, self.rank])
 
 

@@ -33,14 +33,16 @@ def make_loader(
     workers: int | Literal["auto"] = -1,
     rank: int = 0,
     world: int = 1,
+    drop_last: bool = True,
     log: Callable[[str], None] = print,
 ) -> "Loader":
     """Return a loader of shuffled batches of `batch_size` images for process `rank` of `world`.
 
     kind: auto is resident if the images fit in a quarter of the device's free memory, else ffcv if it is installed,
     else torch, which `log` explains in one line. workers: number of decoding threads (-1: all cores; auto: the same
-    until `workers.decide` changes it). Raises UserError if the store is smaller than one batch of all processes, or
-    if the requested kind cannot be used.
+    until `workers.decide` changes it). drop_last: leave out the last incomplete batch of an epoch; otherwise it is
+    filled up with the epoch's first images. Raises UserError if the store is smaller than one batch of all processes,
+    or if the requested kind cannot be used.
     """
     if batch_size * world > len(store):
         together = f" × {world} processes" if world > 1 else ""
@@ -48,7 +50,7 @@ def make_loader(
     device = torch.device(device)
     chosen, why = _choose(store, device, log) if kind == "auto" else (kind, "requested")
     _check_possible(chosen, store, device)
-    order = _Order(len(store), batch_size, seed, rank, world)
+    order = _Order(len(store), batch_size, seed, rank, world, drop_last)
     loaders: dict[str, type[Loader]] = {"resident": Resident, "ffcv": FFCV, "torch": Threads}
     return loaders[chosen](store, order, device, core_count(workers), why)
 

@@ -4,6 +4,7 @@
 `compiled_views.py` decides whether to compile the augmentation on a GPU.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -75,7 +76,8 @@ def _fastest(
         timings = timings | trials.measure(setup, eager, log)
     best = choose([timings[candidate] for candidate in eager], steps)
     compiled = compiled_candidates(config, device, best)
-    tried = timings[best].total(steps) > COMPILING_PAYS and not timings.keys() >= set(compiled)
+    expected = min(timings[best].total(steps), config.budget or math.inf)
+    tried = expected > COMPILING_PAYS and not timings.keys() >= set(compiled)
     if tried:
         timings = _rescaled(timings, best, trials.measure(setup, [best, *compiled], log))
     open_candidates = [timings[candidate] for candidate in [*eager, *compiled] if candidate in timings]

@@ -1,0 +1,109 @@
+"""Settings that fit the task: advice of origin `auto` for everything that neither a recipe nor the user has set.
+
+docs/auto-settings.md explains the rules and the measurements that they rest on. General rules are here; methods and
+augmentations add their own in a class method `fitted(task)`.
+"""
+
+from typing import Any
+
+import torch
+
+from sslkit import plugins
+from sslkit.config.base import Choice
+from sslkit.config.layers import Layer
+from sslkit.config.resolve import load_component, requested_data
+from sslkit.config.task import Fitted, Task
+from sslkit.errors import UserError
+
+ASSUMED_IMAGES, ASSUMED_SIZE = 50_000, 32
+"""Taken where data cannot be counted before it is downloaded or decompressed."""
+LARGEST_BATCH, SMALLEST_BATCH = 128, 16
+BATCHES_PER_EPOCH = 8
+STEPS = {"cpu": 2_500, "gpu": 25_000}
+"""Optimizer steps of a run whose epochs nobody has set."""
+FEWEST_EPOCHS = 10
+
+
+def fitted_advice(requested: dict[str, Any]) -> list[Layer]:
+    """Return one layer per setting that follows from the task; its origin gives the reason.
+
+    requested: the user's settings and the names of components, by dotted key. Batch size and epochs that the user has
+    set are facts that the others follow from. Mistakes among them are reported where they are validated.
+    """
+    images, image_size, counted = _images(requested_data(requested))
+    batch_size = _set_by_user(requested, "batch_size") or batch_size_for(images, counted)
+    epochs = _set_by_user(requested, "epochs") or epochs_for(images, batch_size.value, requested.get("device"))
+    task = Task(images, image_size, batch_size.value, epochs.value)
+    advice = {"batch_size": batch_size, "epochs": epochs, **general(task), **_of_components(requested, task)}
+    return [_names(requested), *(Layer(f"auto: {f.reason}", {key: f.value}) for key, f in advice.items())]
+
+
+def general(task: Task) -> dict[str, Fitted]:
+    """Return advice for the optimizer, whatever the method."""
+    return {
+        "optimizer.name": Fitted("adamw", "learns faster than LARS and SGD in few steps"),
+        "optimizer.lr": Fitted(2e-3, "for AdamW, batches of up to 128"),
+        "optimizer.weight_decay": Fitted(1e-4, "short runs need little"),
+        "optimizer.warmup_epochs": Fitted(max(1.0, task.epochs / 20), "a twentieth of the run, one epoch at least"),
+    }
+
+
+def batch_size_for(images: int, counted: str = "") -> Fitted:
+    """Return the largest power of two up to 128 that gives eight steps per epoch, 16 at least."""
+    size = LARGEST_BATCH
+    while size > SMALLEST_BATCH and images < size * BATCHES_PER_EPOCH:
+        size //= 2
+    return Fitted(
+        max(2, min(size, images)), f"{counted or f'{images:,} images'}; many steps matter more than large batches"
+    )
+
+
+def epochs_for(images: int, batch_size: int, device: str | None = None) -> Fitted:
+    """Return the epochs of 2,500 steps, on a GPU of 25,000; ten epochs at least."""
+    steps = STEPS["gpu" if _on_gpu(device) else "cpu"]
+    per_epoch = -(-images // batch_size)
+    epochs = max(FEWEST_EPOCHS, round(steps / per_epoch))
+    return Fitted(epochs, f"{epochs * per_epoch:,} steps of {batch_size} images")
+
+
+def _images(data: Choice | None) -> tuple[int, int, str]:
+    """Return the number of images, the image size, and the number in words."""
+    try:
+        source = plugins.find("datasets", data.name)(data.options) if data else None
+        count = source.count() if source else None
+        size = source.image_size() if source and count else None
+    except UserError:
+        count, size = None, None
+    if not count:
+        return ASSUMED_IMAGES, size or ASSUMED_SIZE, f"{ASSUMED_IMAGES:,} images assumed, they are not counted yet"
+    return count, size or ASSUMED_SIZE, ""
+
+
+def _set_by_user(requested: dict[str, Any], key: str) -> Fitted | None:
+    value = requested.get(key)
+    return Fitted(value, "set") if isinstance(value, int) and value > 0 else None
+
+
+def _of_components(requested: dict[str, Any], task: Task) -> dict[str, Fitted]:
+    """Return what the method, and the augmentation that will be used, say about the task."""
+    augmentation = load_component("augment", _names(requested).values)
+    own = {f"augment.{key}": fitted for key, fitted in _fitted(augmentation, task).items()}
+    return own | _fitted(load_component("method", requested), task)
+
+
+def _names(requested: dict[str, Any]) -> Layer:
+    """Return the method, and the augmentation that the user, the data or the method names: advice is for these."""
+    method = load_component("method", requested)
+    augmentation = requested.get("augment.name") or getattr(method, "augment", "simclr")
+    names = {"method.name": requested["method.name"], "augment.name": augmentation}
+    return Layer(f"method {requested['method.name']}", names)
+
+
+def _fitted(component: Any, task: Task) -> dict[str, Fitted]:
+    return component.fitted(task) if hasattr(component, "fitted") else {}
+
+
+def _on_gpu(device: str | None) -> bool:
+    if device in (None, "auto"):
+        return torch.cuda.is_available()
+    return str(device).startswith("cuda")
