@@ -38,7 +38,7 @@ SECONDS = (60.0, 150.0, 300.0, 900.0)
 CONTESTANTS = ("sslkit", *lightly_example.OPTIMIZERS)
 METHODS_SECONDS = (300.0,)
 METHODS_NETWORKS = {"mae": ("vit_tiny",)}
-"""Networks of a method in --part methods, unless named, if they are not ShuffleNetV2: MAE needs a vision transformer."""
+"""Networks of a method in --part methods, unless named: MAE needs a vision transformer; others have ShuffleNetV2."""
 PARTS = ("contest", "methods")
 
 Report = dict[str, Any]
@@ -50,7 +50,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(_cell(args.measure), args.folder, args.batch)))
         return
-    args.out = args.out or _default_out(args.validation)
+    args.out = args.out or _default_out(args)
     if args.page:
         learning_page.write(_read(args.out), args.docs, args.out.with_suffix(".svg"))
         return
@@ -98,11 +98,11 @@ def _cell(text: str) -> Cell:
     return Cell(**found | {"words": tuple(found["words"])})
 
 
-def _default_out(validation: bool) -> Path:
+def _default_out(args: argparse.Namespace) -> Path:
     from sslkit.machine.devices import pick_device
 
-    ending = f"-{VALIDATION}" if validation else ""
-    return Path(f"benchmarks/results/learning-{pick_device('auto').type}{ending}.json")
+    device = "cpu" if args.page else pick_device("auto").type
+    return Path(f"benchmarks/results/learning-{device}{f'-{VALIDATION}' * args.validation}.json")
 
 
 # --- the grid ---
@@ -155,6 +155,8 @@ def _sit(args: argparse.Namespace, refuse: Callable[[str], Any]) -> list[str]:
         refuse(f"there is no contestant {wrong[0]!r}; there are {', '.join(CONTESTANTS)}")
     if wrong := sorted(set(args.methods or ()) - set(all_methods())):
         refuse(f"there is no method {wrong[0]!r}; there are {', '.join(all_methods())}")
+    if args.part == "contest" and (wrong := sorted(set(args.methods or ()) - set(METHODS))):
+        refuse(f"the contest has {' and '.join(METHODS)}, not {wrong[0]!r}")
     report, data = _read(args.out), _data(args)
     if report["data"] not in ({}, data):
         refuse(f"{args.out} holds results of {report['data']}, not of {data}; give another --out")

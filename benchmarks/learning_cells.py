@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,9 @@ class Cell:
 
 def floors_of(cell: Cell) -> list[Cell]:
     """Return the cells that train nothing and are judged beside this one."""
+    of_network = tuple(word for word in cell.words if word.startswith(("backbone.", "data.")))
     return [
-        Cell(RANDOM, "none", trained_network(cell.method, cell.network), cell.stem, 0, cell.seed),
+        Cell(RANDOM, "none", trained_network(cell.method, cell.network), cell.stem, 0, cell.seed, of_network),
         Cell(PIXELS, "none", "none", "no", 0, 0),
     ]
 
@@ -165,6 +165,3 @@ def _timing(run: Any) -> Training:
 
 def _without_places(words: list[str], folder: Path) -> str:
     return shlex.join(["sslkit", "run", *("data=FOLDER" if word == f"data={folder}" else word for word in words)])
-
-
-Measure = Callable[[Cell], dict[str, Any]]
