@@ -45,14 +45,14 @@ Report = dict[str, Any]
 
 
 def main() -> None:
-    parser = _parser()
+    parser = arguments()
     args = parser.parse_intermixed_args()
     if args.measure:
         print(json.dumps(measure(_cell(args.measure), args.folder, args.batch)))
         return
     args.out = args.out or _default_out(args)
     if args.page:
-        learning_page.write(_read(args.out), args.docs, args.out.with_suffix(".svg"))
+        learning_page.write(read(args.out), args.docs, args.out.with_suffix(".svg"))
         return
     if args.remark:
         _remark(args.out, *args.remark)
@@ -63,7 +63,7 @@ def main() -> None:
         sys.exit(f"{len(failed)} cells failed and can be measured again: {'; '.join(failed)}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cifar", type=Path, nargs="?", metavar="CIFAR_FOLDER")
     parser.add_argument("words", nargs="*", metavar="key=value", help="further settings of sslkit's cells")
@@ -151,13 +151,15 @@ def all_methods() -> list[str]:
 
 def _sit(args: argparse.Namespace, refuse: Callable[[str], Any]) -> list[str]:
     """Measure the cells that are not done yet; return the keys of those that failed."""
+    if wrong := [word for word in args.words if "=" not in word]:
+        refuse(f"{wrong[0]!r} is no key=value")
     if wrong := sorted(set(args.contestants) - set(CONTESTANTS)):
         refuse(f"there is no contestant {wrong[0]!r}; there are {', '.join(CONTESTANTS)}")
     if wrong := sorted(set(args.methods or ()) - set(all_methods())):
         refuse(f"there is no method {wrong[0]!r}; there are {', '.join(all_methods())}")
     if args.part == "contest" and (wrong := sorted(set(args.methods or ()) - set(METHODS))):
         refuse(f"the contest has {' and '.join(METHODS)}, not {wrong[0]!r}")
-    report, data = _read(args.out), _data(args)
+    report, data = read(args.out), _data(args)
     if report["data"] not in ({}, data):
         refuse(f"{args.out} holds results of {report['data']}, not of {data}; give another --out")
     todo = [cell for cell in grid(args) if cell.key not in report["cells"]]
@@ -211,7 +213,7 @@ def add(out: Path, cell: Cell, found: dict[str, Any], data: dict[str, Any]) -> N
     """Add a result to the file, with versions and hardware, which cells of one machine share."""
     from sslkit.machine.environment import environment, package_version
 
-    report = _read(out)
+    report = read(out)
     here = environment()
     here["versions"] |= {"lightly": package_version("lightly")}
     started, _ = here.pop("started"), here.pop("command")
@@ -223,13 +225,13 @@ def add(out: Path, cell: Cell, found: dict[str, Any], data: dict[str, Any]) -> N
     atomic.write_json(out, report)
 
 
-def _read(path: Path) -> Report:
+def read(path: Path) -> Report:
     empty: Report = {"data": {}, "environments": [], "cells": {}, "remarks": {}}
     return empty | (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
 
 
 def _remark(path: Path, method: str, text: str) -> None:
-    report = _read(path)
+    report = read(path)
     report["remarks"][method] = text
     atomic.write_json(path, report)
 

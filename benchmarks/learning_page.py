@@ -247,7 +247,7 @@ DATA = """\
 {name} at 32 px: {images:,} training images, without labels for pre-training and with them for kNN and the linear
 probe, and {judged:,} {split} images to judge. All accuracies are top-1 in percent, mean ± standard deviation over n
 seeds. The time is that of training, with the start of the first epoch and without evaluations. The default kNN is
-{protocols}."""
+{protocols}; chance is {chance}."""
 CONTEST = """\
 Both train the same network with the stem of ImageNet on the same files, each in a process of its own, in turns. sslkit
 is `sslkit run method=METHOD backbone=NETWORK data=FOLDER` with nothing set but the stem, the time and the seed.
@@ -262,11 +262,10 @@ settings, with these as well. Floors are the untrained network at the same seeds
 def _introduction(report: Record) -> Iterator[str]:
     yield from ("# Results", "", INTRODUCTION, "")
     if report["data"]:
-        yield from (DATA.format(**report["data"], protocols=_protocols(report)), "")
-
-
-def _protocols(report: Record) -> str:
-    return "; ".join(dict.fromkeys(cell["knn_protocol"] for cell in report["cells"].values()))
+        protocols = dict.fromkeys(cell["knn_protocol"] for cell in report["cells"].values())
+        chance = dict.fromkeys(f"{100 * cell['chance']:.1f} %" for cell in report["cells"].values())
+        yield DATA.format(**report["data"], protocols="; ".join(protocols), chance=", ".join(chance))
+        yield ""
 
 
 def _targets(results: Results) -> Iterator[str]:

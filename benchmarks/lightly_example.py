@@ -76,14 +76,14 @@ def _until(
     """Train until the time is over; return (number of steps, seconds spent)."""
     began, steps = time.perf_counter(), 0
     while True:
-        _set_momentum(model, time.perf_counter() - began, seconds)
+        set_momentum(model, time.perf_counter() - began, seconds)
         for _ in lightly_peer.train(model, loader, optimizer, device):
             steps += 1
             if (spent := time.perf_counter() - began) >= seconds:
                 return steps, spent
 
 
-def _set_momentum(model: Any, spent: float, seconds: float) -> None:
+def set_momentum(model: Any, spent: float, seconds: float) -> None:
     """Set the momentum of an epoch, which the example computes from epoch / epochs: here from the share of the time."""
     from lightly.utils.scheduler import cosine_schedule
 

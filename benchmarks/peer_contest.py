@@ -78,22 +78,28 @@ def lightly_loader(folder: Path, transform: Any, batch: int) -> torch.utils.data
     )
 
 
-def judge(backbone: torch.nn.Module, folder: Path, seed: int, device: torch.device) -> dict[str, float]:
-    """Return the top-1 accuracies of frozen features: kNN at the default k (with that k), kNN at k=200, linear."""
+def judge(backbone: torch.nn.Module, folder: Path, seed: int, device: torch.device) -> dict[str, Any]:
+    """Return the top-1 accuracies of frozen features: kNN at the default k (with that k), kNN at k=200, linear; chance.
+
+    folder: train/ and test/ with class sub-folders.
+    """
     from sslkit.config.resolve import resolve
     from sslkit.data import open_stores
     from sslkit.evaluation.evaluate import evaluate
+    from sslkit.runs.records import CHANCE
 
     # The batch size is irrelevant, because nothing is trained.
     config = resolve([f"data={folder}", "evaluators=[knn,linear]", "batch_size=2"]).config
     stores = open_stores(config.data, None, 0, log=lambda text: None)
-    found = evaluate(backbone.to(device), _with_same_k(config.evaluators), stores, device, seed)
-    knn, same_k, linear = list(found)
+    evaluators = _with_same_k(config.evaluators)
+    records = evaluate(backbone.to(device), evaluators, stores, device, seed, floors={}, wanted_floors=(CHANCE,))
+    knn, same_k, linear = list(records)
     return {
         "knn_top1": knn["top1"],
         "knn_protocol": knn["protocol"],
         f"knn_{SAME_K}_top1": same_k["top1"],
         "linear_top1": linear["top1"],
+        "chance": knn["floors"][CHANCE],
     }
 
 
