@@ -196,6 +196,15 @@ def test_a_method_beats_the_floors_with_both_evaluators_or_not(knn, linear, met)
     assert found[BEAT, "vicreg"].reached.startswith("shufflenetv2: above both" if met else "shufflenetv2: not above")
 
 
+def test_a_run_that_took_longer_than_allowed_meets_no_target():
+    cells = [*group("lightly", 300, 0.3), *group("sslkit", 60, 0.5), *group("sslkit", 300, 0.5)]
+    cells += group("sslkit", 300, 0.5, method="dcl", stem=OWN)
+    late = [(cell, found | {"seconds_trained": 1.1 * cell.seconds}) for cell, found in cells]
+    assert {v.met for v in judged(cells).values()} == {True}
+    assert {v.met for v in judged(late).values()} == {False}
+    assert all("but it took" in v.reached for v in judged(late).values())
+
+
 def test_every_network_of_a_method_is_to_beat_its_floors():
     at = {"method": "dcl", "stem": OWN}
     found = judged([*group("sslkit", 300, 0.4, **at), *group("sslkit", 300, 0.2, "resnet18", **at)])
