@@ -406,7 +406,14 @@ def as_svg(results: Results) -> str:
             for j, (network, stem) in enumerate(columns):
                 at = [group for group in contest if group.place == (method, network, stem)]
                 _panel(axes[i, j], f"{method}, {network}, {stem} stem", at)
+        figure.legend(*_legend(axes.flat), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return svg_of(figure)
+
+
+def _legend(panels: Iterable[Any]) -> tuple[list[Any], list[str]]:
+    """Return (handles, labels) of the lines of all panels, each label once."""
+    found = {label: line for each in panels for line, label in zip(*each.get_legend_handles_labels())}
+    return list(found.values()), list(found)
 
 
 def _panel(axes: Any, title: str, groups: list[Group]) -> None:
@@ -429,5 +436,4 @@ def _panel(axes: Any, title: str, groups: list[Group]) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("kNN top-1, %")
-    axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
