@@ -1,11 +1,11 @@
 """The benchmark scripts still run: at sizes whose figures mean nothing."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +41,6 @@ def test_scale_names_a_part_that_is_none(tmp_path):
     assert "there is no section 'speed'" in done.stderr
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def few_images(tmp_path) -> Path:
     """train/ and test/ with two classes of noise each."""
@@ -62,20 +55,19 @@ def few_images(tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lightly", "sslkit"])
-def test_both_peers_train_and_are_judged(name, few_images, monkeypatch):
+def test_both_peers_train_and_are_timed(name, few_images, monkeypatch):
     pytest.importorskip("lightly", reason="lightly is in the extra bench")
-    peers = script("peers")
+    peers = import_module("peers")
     monkeypatch.setattr(peers, "IMAGES", 32)
     monkeypatch.setattr(peers, "BATCH", 16)
-    found, backbone = peers.CONTESTANTS[name](few_images, epochs=2, seed=0)
+    found = peers.CONTESTANTS[name](few_images, epochs=2, seed=0)
     assert found["epochs"] == 2
     assert found["images_per_second"] > 0
-    assert 0 <= peers.judge(backbone, few_images)["knn_top1"] <= 1
 
 
 @pytest.mark.slow
 def test_executions_are_compared_by_losses_and_accuracy(few_images, monkeypatch):
-    agreement = script("agreement")
+    agreement = import_module("agreement")
     monkeypatch.setattr(agreement, "BATCH", 8)
     args = Namespace(folder=few_images, epochs=2)
     runs = {
