@@ -201,7 +201,7 @@ TINY = ["data=shapes", "data.n_train=32", "data.n_test=16", "data.image_size=32"
 SMALL = ["method=simclr", "backbone=vit_tiny", "method.norm=false"]
 PLAIN = ["augment=none", "augment.views=2", "optimizer.name=sgd", "optimizer.lr=0.05", "evaluators=[knn]", "epochs=2"]
 LONG = ["epochs=300", "eval_every=0", "compile=false"]
-"""Long enough to outlast a test and for both processes to tune; a busy machine would find it worth compiling, too."""
+"""Long enough to outlast a test and for both processes to tune; never compiled, however slow the steps are found."""
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
