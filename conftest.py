@@ -1,5 +1,6 @@
 """What many tests share: the command line in a subprocess, and the shared real images."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -30,6 +31,16 @@ def pytest_xdist_make_scheduler(config, log):
 def _own_cache(tmp_path_factory, monkeypatch):
     """Packed data sets of the tests stay away from the user's, and are packed once a session."""
     monkeypatch.setenv("SSLKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_for_good():
+    """Spare garbage collections the walk over all that is imported, most of a million objects that stay to the end.
+
+    Nothing is shared or changed by it: what a test creates and drops is collected as before.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

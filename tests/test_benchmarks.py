@@ -1,8 +1,6 @@
 """The benchmark scripts still run: at sizes whose figures mean nothing."""
 
 import json
-import os
-import subprocess
 import sys
 from argparse import Namespace
 from importlib import import_module
@@ -13,19 +11,22 @@ import pytest
 from helpers.paths import PYTHONPATH, ROOT
 from PIL import Image
 
-SCALE = ROOT / "benchmarks" / "scale.py"
+
+@pytest.fixture
+def scale(tmp_path, monkeypatch):
+    """Call the script in this process; it measures each part in one of its own."""
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["scale.py", "--small", "--device", "cpu", "--out", str(tmp_path), *words])
+        import_module("scale").main()
+
+    return call
 
 
-def scale(folder, *words):
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    command = [sys.executable, str(SCALE), "--small", "--device", "cpu", "--out", str(folder), *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=250, check=False)
-
-
-def test_scale_measures_the_parts_asked_for_and_keeps_the_others(tmp_path):
+def test_scale_measures_the_parts_asked_for_and_keeps_the_others(scale, tmp_path):
     for parts in ("batch,classes", "packing,knn"):
-        done = scale(tmp_path, "--only", parts)
-        assert done.returncode == 0, done.stderr
+        scale("--only", parts)
     report = json.loads((tmp_path / "scale-cpu.json").read_text())
     assert list(report["parts"]) == list(report["environment"]) == ["batch", "classes", "packing", "knn"]
     assert [f["n"] for f in report["parts"]["packing"]] == [30, 60]
@@ -35,10 +36,11 @@ def test_scale_measures_the_parts_asked_for_and_keeps_the_others(tmp_path):
     assert "images per batch" in (tmp_path / "scale-cpu.svg").read_text()
 
 
-def test_scale_names_a_part_that_is_none(tmp_path):
-    done = scale(tmp_path, "--only", "batch,speed")
-    assert done.returncode == 2
-    assert "there is no section 'speed'" in done.stderr
+def test_scale_names_a_part_that_is_none(scale, capsys):
+    with pytest.raises(SystemExit) as ended:
+        scale("--only", "batch,speed")
+    assert ended.value.code == 2
+    assert "there is no section 'speed'" in capsys.readouterr().err
 
 
 @pytest.fixture

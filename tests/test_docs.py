@@ -11,7 +11,11 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 SHORT = ["epochs=1", "evaluators.linear.epochs=2"]
 """Settings that make a command of the docs short; they replace the ones it names."""
 PHOTOS, DIGITS = [*SHORT, "batch_size=16"], [*SHORT, "batch_size=128"]
-"""With a few steps in an epoch of the 40 photos, and of the 1437 digits."""
+"""With a few steps in an epoch of the 40 photos, and of the 1437 digits, which are the data if a command names none."""
+SHRINKING = ["backbone.stem=imagenet"]
+"""At 32 px, a tenth of the work of the stem that keeps the resolution; not for networks of patches."""
+A_MOMENT = ["evaluators.cost.seconds=0.2"]
+"""Where the cost of a network is measured, for at most five seconds otherwise."""
 ONE_ROUND = ["--repeats", "1", "tune=off"]
 """The same for `sslkit bench`, which would compile the network to see whether that is faster."""
 
@@ -25,8 +29,10 @@ def commands(page):
 def shortened(line):
     words = shlex.split(line)[1:]
     if words[0] not in ("run", "bench"):
-        return words
-    short = DIGITS if "data=digits" in words else PHOTOS
+        return words + A_MOMENT * any("cost" in word for word in words)
+    short = PHOTOS if "data=photos/" in words else DIGITS
+    if short == PHOTOS and not {"method=mae", "backbone=vit_tiny"} & set(words):
+        short = short + SHRINKING
     keys = {word.partition("=")[0] for word in short}
     return [w for w in words if w.partition("=")[0] not in keys] + short + ONE_ROUND * (words[0] == "bench")
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from helpers.paths import PYTHONPATH
@@ -12,13 +13,19 @@ from sslkit.testing.processes import fork_server
 class Forked:
     """Like subprocess.Popen of `python -m sslkit words...` with both outputs piped, but forked from a warm server.
 
-    Signals reach it, and it ends, as any other process does.
+    Signals reach it, and it ends, as any other process does. `before`, a function of a module, is called in it first.
     """
 
-    def __init__(self, folder: Path, *words: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        env: dict[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> None:
         self._outputs = [folder / f"{name}.txt" for name in ("stdout", "stderr")]
         environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200", **(env or {})}
-        arguments = (str(folder), words, environment, [str(output) for output in self._outputs])
+        arguments = (str(folder), words, environment, [str(output) for output in self._outputs], before)
         # A daemon, so that a failed test leaves no process behind.
         self._process = fork_server().Process(target=_command_line, args=arguments, daemon=True)
         self._process.start()
@@ -48,7 +55,13 @@ class Forked:
         return out, err
 
 
-def _command_line(folder: str, words: tuple[str, ...], environment: dict[str, str], outputs: list[str]) -> None:
+def _command_line(
+    folder: str,
+    words: tuple[str, ...],
+    environment: dict[str, str],
+    outputs: list[str],
+    before: Callable[[], None] | None,
+) -> None:
     from sslkit.cli.main import main
 
     os.environ.clear()
@@ -57,4 +70,6 @@ def _command_line(folder: str, words: tuple[str, ...], environment: dict[str, st
     for descriptor, output in zip((1, 2), outputs):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv = ["sslkit", *words]
+    if before:
+        before()
     main()

@@ -200,8 +200,8 @@ def test_two_processes_do_what_one_does(name, of_two):
 TINY = ["data=shapes", "data.n_train=32", "data.n_test=16", "data.image_size=32", "batch_size=8", "device=cpu"]
 SMALL = ["method=simclr", "backbone=vit_tiny", "method.norm=false"]
 PLAIN = ["augment=none", "augment.views=2", "optimizer.name=sgd", "optimizer.lr=0.05", "evaluators=[knn]", "epochs=2"]
-LONG = ["epochs=300", "eval_every=0"]
-"""Long enough to outlast a test and for both processes to tune, and too short for them to compile."""
+LONG = ["epochs=300", "eval_every=0", "compile=false"]
+"""Long enough to outlast a test and for both processes to tune; never compiled, however slow the steps are found."""
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
@@ -261,7 +261,7 @@ def test_under_torchrun_by_hand(tmp_path):
 
 
 def test_a_process_that_dies_ends_the_others_within_seconds(tmp_path):
-    running = start(tmp_path, "run", *TINY, *SMALL, *PLAIN[:-1], *LONG, "devices=2", "out=run")
+    running = Forked(tmp_path, "run", *TINY, *SMALL, *PLAIN[:-1], *LONG, "devices=2", "out=run", env=ENV)
     wait_for(tmp_path / "run/metrics.jsonl", running)
     victim = next(pid for pid, rank in workers_of(running.pid) if rank == "1")
     began = time.monotonic()
@@ -285,14 +285,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, **ENV, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200"}
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    """The command itself."""
-    command = [sys.executable, "-m", "sslkit", *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def finished(folder: Path, *words: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of `sslkit words...`."""
     running = Forked(folder, *words, env=ENV)
@@ -300,7 +292,7 @@ def finished(folder: Path, *words: str) -> tuple[int, str, str]:
     return running.returncode, out, err
 
 
-def wait_for(file: Path, running: subprocess.Popen | Forked, seconds: int = 200) -> None:
+def wait_for(file: Path, running: Forked, seconds: int = 200) -> None:
     end = time.monotonic() + seconds
     while not file.exists() or not file.stat().st_size:
         assert running.poll() is None, running.communicate()

@@ -75,9 +75,12 @@ def same(run, whole):
     assert records(run, "evaluations.jsonl") == records(whole, "evaluations.jsonl")
 
 
+QUICK = [(by_command_line, 0), (Forked, 1)]
+"""Kills in the fast tests, one of each kind of process; the rest are marked slow."""
 KILLS = [
-    *(pytest.param(by_command_line, k, id=f"command line-{k}") for k in range(2)),
-    *(pytest.param(Forked, k, id=f"forked-{k}", marks=pytest.mark.slow) for k in range(20)),
+    pytest.param(start, k, id=f"{name}-{k}", marks=[] if (start, k) in QUICK else pytest.mark.slow)
+    for start, name, number in ((by_command_line, "command line", 2), (Forked, "forked", 20))
+    for k in range(number)
 ]
 
 
@@ -98,9 +101,16 @@ def test_kill_at_a_random_moment_then_resume_gives_equal_weights(whole, tmp_path
     same(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_says_where_and_exits(whole, tmp_path, signum, status):
-    process = by_command_line(tmp_path, "run", *WORDS, "out=run")
+SIGNALS = [
+    pytest.param(signal.SIGINT, 130, by_command_line, id="SIGINT-command line"),
+    pytest.param(signal.SIGTERM, 143, Forked, id="SIGTERM-forked"),
+    pytest.param(signal.SIGTERM, 143, by_command_line, id="SIGTERM-command line", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("signum", "status", "start"), SIGNALS)
+def test_a_signal_saves_says_where_and_exits(whole, tmp_path, signum, status, start):
+    process = start(tmp_path, "run", *WORDS, "out=run")
     metrics = tmp_path / "run/metrics.jsonl"
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 4, process)
     process.send_signal(signum)
