@@ -81,7 +81,7 @@ def _singular_values(features: Tensor) -> Tensor:
     """In descending order, in float64 on the CPU, from the smaller of the two Gram matrices."""
     x = features.double().cpu()
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    # A single thread loses little, while several wait for each other for seconds where another program shares the cores.
+    # One thread loses little, while several wait for each other for seconds where another program shares the cores.
     with computing_threads(1, gram.device):
         singular: Tensor = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
     return singular

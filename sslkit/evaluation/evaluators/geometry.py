@@ -29,9 +29,12 @@ class Geometry(Evaluator):
         """Smallest and largest share of the image in a view."""
         strength: float = Field(0.5, ge=0)
         """Strength of the change of colours in a view; 1 is SimCLR's on ImageNet."""
+        only_unlabelled: bool = False
+        """Measure nothing where there are labels; true for runs that name no evaluators."""
 
     config: Config
     needs_labels = False
+    beside_random_init = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -54,6 +57,9 @@ class Geometry(Evaluator):
             "uniformity": geometry.uniformity(torch.cat([first, second])),
             "view_retrieval": geometry.view_retrieval(first, second),
         }
+
+    def chance(self, subject: Subject) -> dict[str, float]:
+        return {"view_retrieval": 1 / min(self.config.images, len(subject.test))}
 
     def _features(self, subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, width] of a plain view and of two random views of the same images."""

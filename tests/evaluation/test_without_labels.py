@@ -1,0 +1,158 @@
+"""Images without labels: what a run of a flat folder measures, and where its figures appear."""
+
+import json
+
+import pytest
+import torch
+from helpers.run_directories import lines, make_run
+from rich.console import Console
+
+from sslkit.config.base import Choice
+from sslkit.data import Stores
+from sslkit.evaluation import evaluate as evaluation
+from sslkit.evaluation.evaluators.geometry import Geometry
+from sslkit.runs import compare, display
+from sslkit.runs.directory import read_run
+from sslkit.runs.label_free import LABEL_FREE, label_free
+from sslkit.runs.report import results
+from sslkit.runs.run import Run
+from sslkit.testing.examples import TinyBackbone, unlabelled_subject
+
+QUICK = ["method=simclr", "backbone=shufflenetv2", "backbone.stem=imagenet", "data.image_size=32", "batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A folder of 40 pictures that are easy to tell apart, without sub-folders."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("flat")
+    for i in range(40):
+        Image.effect_noise((48, 48), 60).rotate(9 * i).convert("RGB").save(folder / f"{i}.png")
+    return folder
+
+
+def bare(tmp_path):
+    subject = unlabelled_subject(tmp_path)
+    return Stores(subject.train, None, None, 24, (0.5,) * 3, (0.25,) * 3, "30 images of photos, which has no labels")
+
+
+def measured(stores, options=None, **about):
+    choice = Choice(name="geometry", options=options or Geometry.Config())
+    return list(evaluation.evaluate(TinyBackbone(), [choice], stores, torch.device("cpu"), 0, **about))
+
+
+def test_each_figure_stands_beside_random_initialisation_and_retrieval_beside_chance(tmp_path):
+    stores = bare(tmp_path)
+    torch.manual_seed(1)
+    [record] = measured(stores, Geometry.Config(images=20), floors={}, initial=TinyBackbone)
+    assert list(label_free(record)) == list(LABEL_FREE)
+    assert set(record["floors"]["random_init"]) == set(LABEL_FREE)
+    assert record["floors"]["chance"] == {"view_retrieval": 1 / 20}
+    assert label_free(record) != record["floors"]["random_init"], "another network"
+    [again] = measured(stores, Geometry.Config(images=20), floors={"geometry": {"random_init": {"rankme": 7.0}}})
+    assert again["floors"]["random_init"] == {"rankme": 7.0}, "known floors are not measured again"
+    assert "rankme 7" not in display.figures(record)
+    assert "[random init 7]" in display.figures(again)
+
+
+def test_where_there_are_labels_geometry_runs_only_if_it_is_asked_for(tmp_path):
+    stores = bare(tmp_path)
+    labelled = Stores(stores.pretrain, stores.pretrain, stores.pretrain, 24, stores.mean, stores.std, "pair")
+    only = Geometry.Config(only_unlabelled=True)
+    assert measured(labelled, only) == []
+    assert len(measured(labelled)) == len(measured(stores, only)) == 1
+    assert "only_unlabelled" not in measured(stores, only)[0]["settings"], "it changes no figure"
+
+
+def test_better_is_what_the_papers_call_so():
+    better = {"rankme": (9, 2), "alpha_req": (0.9, 1.8), "alignment": (0.1, 0.4), "uniformity": (-3, -1)}
+    for name, (good, bad) in (better | {"view_retrieval": (0.8, 0.1)}).items():
+        assert LABEL_FREE[name].quality(good) > LABEL_FREE[name].quality(bad)
+    assert LABEL_FREE["alpha_req"].quality(0.5) < LABEL_FREE["alpha_req"].quality(1.0)
+
+
+def test_a_flat_folder_gets_figures_everywhere(flat, tmp_path, sslkit):
+    done = sslkit("run", *QUICK, f"data={flat}", "epochs=2", "out=run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("knn and linear need them; name labelled images with eval_data=") == 1
+    assert "epoch 0  geometry: rankme" in done.stderr
+    assert "[chance 2.5 %, random init " in done.stderr
+    first, last = Run.open(tmp_path / "run").evaluations
+    assert (first["epoch"], last["epoch"]) == (0, 2)
+    assert last["floors"]["random_init"] == label_free(first)
+    assert first["floors"] == {"chance": {"view_retrieval": 1 / 40}}
+    assert first["data"].startswith(f"40 images of {flat}")
+    assert "alpha-ReQ" in done.stdout
+    assert "nearer to 1" in done.stdout
+
+    [row] = json.loads(sslkit("compare", "run", "--format", "json").stdout)
+    assert row["geometry/rankme"] == last["rankme"]
+    assert row["geometry/rankme_random_init"] == first["rankme"]
+    assert row["geometry/view_retrieval_chance"] == 1 / 40
+    page = (tmp_path / "run/report.html").read_text()
+    for figure in LABEL_FREE.values():
+        assert f"<h3>{figure.title}, without labels</h3>" in page
+        assert f"{figure.better} is better" in page
+    assert "<dt>chance</dt><dd>2.5 %</dd>" in page
+
+    again = sslkit("evaluate", "run", "--json")
+    assert again.returncode == 0, again.stderr
+    [record] = json.loads(again.stdout)
+    assert label_free(record) == pytest.approx(label_free(last), rel=1e-3)
+    assert record["floors"] == last["floors"], "known from the run"
+    asked = sslkit("evaluate", "run", "evaluators=[knn]")
+    assert asked.returncode == 2
+    assert "and knn needs them; name labelled images with eval_data=" in asked.stderr
+
+
+def geometry(epoch, retrieval, rank=50.0, **more):
+    about = {"protocol": "40 images", "data": "flat", "n_test": 40, "seconds": 1.0}
+    figures = {"rankme": rank, "alpha_req": 1.5, "view_retrieval": retrieval}
+    return {"epoch": epoch, "step": epoch, "during_run": True, "evaluator": "geometry", **about, **figures, **more}
+
+
+def unlabelled_run(path, *records):
+    make_run(path)
+    lines(path / "evaluations.jsonl", records)
+    return path
+
+
+def test_runs_are_sorted_from_better_to_worse(tmp_path):
+    alphas = {"a": 1.9, "b": 0.8, "c": 1.1}
+    runs = [unlabelled_run(tmp_path / n, geometry(0, 0.1), geometry(2, 0.5, alpha_req=v)) for n, v in alphas.items()]
+    rows = compare.table(runs, sort="geometry/alpha_req")
+    assert [row["geometry/alpha_req"] for row in rows] == [1.1, 0.8, 1.9]
+    drawn = compare.as_markdown(rows)
+    assert "view retrieval (random init)" in drawn
+    assert "50.0 % (10.0 %)" in drawn
+    rows = compare.table([*runs, make_run(tmp_path / "labelled")])
+    assert "linear top-1" in compare.as_markdown(rows)
+    assert "RankMe" in compare.as_markdown(rows)
+    rows = compare.table([make_run(tmp_path / "both", evaluations=[geometry(2, 0.5)])])
+    assert rows[0]["geometry/rankme"] == 50
+    assert "RankMe" not in compare.as_markdown(rows), "accuracies are enough"
+
+
+def test_the_report_compares_runs_without_labels(tmp_path):
+    from sslkit.runs.report import write
+
+    runs = [unlabelled_run(tmp_path / n, geometry(0, 0.1), geometry(2, v)) for n, v in (("a", 0.5), ("b", 0.25))]
+    [retrieval] = [f for f in results.without_labels(read_run(runs[0])) if f.name == "view_retrieval"]
+    assert (retrieval.last, retrieval.random_init) == ((2, 0.5), 0.1)
+    page = write(runs, tmp_path / "both.html").read_text()
+    assert "view retrieval (higher is better)" in page
+    assert 'data-value="0.25">25.0 %<br><span class="muted small">random init 10.0 %</span>' in page
+    assert "View retrieval, without labels (higher is better)" in page
+
+
+def test_the_terminal_lists_figures_with_their_direction(tmp_path, capsys, monkeypatch):
+    from sslkit.cli import tables
+
+    monkeypatch.setattr(tables, "terminal", lambda: Console(width=100))
+    floors = {"chance": {"view_retrieval": 0.025}, "random_init": {"view_retrieval": 0.1, "rankme": 20.0}}
+    run = unlabelled_run(tmp_path / "run", geometry(0, 0.1), geometry(2, 0.5, floors=floors))
+    tables.print_outcome(Run.open(run))
+    shown = capsys.readouterr().out.split()
+    for words in ("RankMe higher 20 50", "view retrieval higher 2.5 % 10.0 % 50.0 %"):
+        assert words in " ".join(shown)
