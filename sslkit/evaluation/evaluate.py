@@ -52,6 +52,7 @@ def evaluate(
         stores.test or stores.pretrain,
         Preprocessing(stores.image_size, stores.mean, stores.std, device),
         seed=seed,
+        labelled=stores.labelled,
         **about,
     )
     for choice in possible(evaluators, stores):

@@ -71,7 +71,8 @@ def _chance(subject: Subject, choice: Choice) -> float:
 
 
 def _replaced(subject: Subject, network: nn.Module) -> Subject:
-    return Subject(network.to(subject.device), subject.train, subject.test, subject.preprocessing, seed=subject.seed)
+    images = (subject.train, subject.test, subject.preprocessing)
+    return Subject(network.to(subject.device), *images, seed=subject.seed, labelled=subject.labelled)
 
 
 def _label_free_chance(subject: Subject, choice: Choice) -> dict[str, float] | None:

@@ -1,20 +1,29 @@
 """Images without labels: what a run of a flat folder measures, and where its figures appear."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.run_directories import lines, make_run
+from PIL import Image
 from rich.console import Console
 
 from sslkit.config.base import Choice
 from sslkit.data import Stores
+from sslkit.errors import UserError
 from sslkit.evaluation import evaluate as evaluation
+from sslkit.evaluation.drawing import pictures
+from sslkit.evaluation.drawing.images import drawn as rows_drawn
+from sslkit.evaluation.evaluators import retrieval
+from sslkit.evaluation.evaluators.embedding import Embedding
 from sslkit.evaluation.evaluators.geometry import Geometry
+from sslkit.evaluation.evaluators.retrieval import Retrieval
 from sslkit.runs import compare, display
 from sslkit.runs.directory import read_run
 from sslkit.runs.label_free import LABEL_FREE, label_free
-from sslkit.runs.report import results
+from sslkit.runs.report import figures, results
 from sslkit.runs.run import Run
 from sslkit.testing.examples import TinyBackbone, unlabelled_subject
 
@@ -24,8 +33,6 @@ QUICK = ["method=simclr", "backbone=shufflenetv2", "backbone.stem=imagenet", "da
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory):
     """A folder of 40 pictures that are easy to tell apart, without sub-folders."""
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("flat")
     for i in range(40):
         Image.effect_noise((48, 48), 60).rotate(9 * i).convert("RGB").save(folder / f"{i}.png")
@@ -104,6 +111,70 @@ def test_a_flat_folder_gets_figures_everywhere(flat, tmp_path, sslkit):
     asked = sslkit("evaluate", "run", "evaluators=[knn]")
     assert asked.returncode == 2
     assert "and knn needs them; name labelled images with eval_data=" in asked.stderr
+
+
+def test_neighbours_are_other_images_even_where_there_are_copies():
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    x[7] = x[20] = x[3]
+    distances = torch.cdist(x.double(), x.double()).fill_diagonal_(float("inf"))
+    found = retrieval._others(x, 4, "euclidean")
+    assert not (found == torch.arange(30)[:, None]).any()
+    torch.testing.assert_close(distances.gather(1, found), distances.topk(4, largest=False)[0], atol=1e-3, rtol=0)
+    assert set(found[3, :2].tolist()) == {7, 20}
+    assert retrieval._others(x, 100, "cosine").shape == (30, 29)
+
+
+def test_neighbours_are_drawn_without_labels(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(pictures, "image_table", lambda path, *parts: drawn.update(parts=parts))
+    subject = unlabelled_subject(tmp_path)
+    subject.begin("retrieval")
+    evaluator = Retrieval(Retrieval.Config(images=12, rows=5, neighbours=3))
+    [(name, share)] = evaluator(subject).items()
+    x = subject.features_without_labels(rows_drawn(30, 12, 0)).double()
+    nearest = torch.cdist(x, x).fill_diagonal_(float("inf")).argmin(1)
+    assert (name, share) == ("mutual_1", (nearest[nearest] == torch.arange(12)).double().mean().item())
+    assert evaluator.protocol == "euclidean nearest of 12 images of each one, how often mutual"
+    cells, titles, columns = drawn["parts"]
+    assert columns == ["query", "1.", "2.", "3."]
+    assert len(cells) == len(titles) == 5
+    assert {len(row) for row in cells} == {4}
+    assert all(cell.right is None and cell.caption is None for row in cells for cell in row)
+    rows = rows_drawn(30, 12, 0)[rows_drawn(12, 5, 0)]
+    assert titles == [Path(subject.test.names[row]).name for row in rows]
+    small = [np.asarray(Image.fromarray(query.pixels).resize((24, 24), Image.Resampling.BOX)) for query, *_ in cells]
+    assert np.abs(np.stack(small).astype(float) - subject.test.read(rows)).mean() < 12
+
+
+def test_a_single_image_has_no_neighbours(tmp_path):
+    subject = unlabelled_subject(tmp_path)
+    subject.test = subject.test.subset([3])
+    with pytest.raises(UserError, match="there is only one"):
+        Retrieval(Retrieval.Config())(subject)
+
+
+def test_the_map_of_images_without_labels_reaches_the_report(tmp_path):
+    from sslkit.runs.report import write
+
+    subject = unlabelled_subject(make_run(tmp_path / "run"))
+    subject.begin("embedding")
+    found = Embedding(Embedding.Config(max_images=20, perplexity=5))(subject)
+    assert 0 < found["pca_variance"] <= 1
+    files = {Path(file["path"]).name: tmp_path / "run" / file["path"] for file in subject.files}
+    data = json.loads(files["embedding.json"].read_text())
+    assert (data["labels"], data["classes"], len(data["tsne"])) == (None, [], 20)
+    assert figures.explorer(files["embedding.json"])["labels"] == [0] * 20
+    assert files["embedding.png"].stat().st_size > 5000
+    record = {"epoch": 2, "evaluator": "embedding", "protocol": "maps", "files": subject.files, **found}
+    with (tmp_path / "run/evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    page = write([tmp_path / "run"]).read_text()
+    assert "20 images without labels, a point an image" in page
+    assert '<select class="map">' in page
+    assert '<select class="class">' not in page
+    broken = data | {"labels": None, "classes": ["a"]}
+    files["embedding.json"].write_text(json.dumps(broken))
+    assert figures.explorer(files["embedding.json"]) is None
 
 
 def geometry(epoch, retrieval, rank=50.0, **more):

@@ -187,8 +187,8 @@ def test_a_flat_folder_pre_trains_without_labels_and_evaluates_elsewhere(tmp_pat
     asked = sslkit("evaluate", "../run", "eval_data=digits", "evaluators=[knn]", "--json", cwd=tmp_path / "photos")
     [record] = json.loads(asked.stdout)
     assert record["n_test"] == 360
-    unlabelled = sslkit("evaluate", "run", "--json", cwd=tmp_path)
-    assert [r["evaluator"] for r in json.loads(unlabelled.stdout)] == ["cost"]
+    unlabelled = sslkit("evaluate", "run", cwd=tmp_path)
+    assert unlabelled.returncode == 0
     assert "knn needs them; name labelled images with eval_data=" in unlabelled.stderr
 
 

@@ -1,6 +1,5 @@
 """Quality of features without labels: rank, decay of the spectrum, alignment, uniformity, retrieval of views."""
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -8,6 +7,7 @@ from torch import Tensor
 from sslkit.augment import Crop, Flip, Grayscale, Jitter
 from sslkit.augment.multi_view import MultiViewAugmentation
 from sslkit.errors import UserError
+from sslkit.evaluation.drawing.images import drawn
 from sslkit.evaluation.evaluator import Evaluator
 from sslkit.evaluation.subject import Subject
 from sslkit.nn import geometry
@@ -66,7 +66,7 @@ class Geometry(Evaluator):
         from sslkit.data import in_order
 
         store = subject.test
-        rows = np.sort(np.random.default_rng(subject.seed).permutation(len(store))[: self.config.images])
+        rows = drawn(len(store), self.config.images, subject.seed)
         augmentation = self._augmentation(subject)
         generator = torch.Generator(subject.device).manual_seed(subject.seed)
         batch_size = subject.preprocessing.batch_size
