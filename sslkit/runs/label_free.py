@@ -22,7 +22,10 @@ class LabelFree:
         return {"higher": value, "lower": -value, "nearer to 1": -abs(value - 1)}[self.better]
 
     def text(self, value: float) -> str:
-        return f"{100 * value:.1f} %" if self.fraction else f"{value:.4g}"
+        if not self.fraction:
+            return f"{value:.4g}"
+        # Chance among thousands of images is far below a tenth of a per cent.
+        return f"{100 * value:.1f} %" if value >= 0.01 or not value else f"{100 * value:.2g} %"
 
 
 LABEL_FREE = {

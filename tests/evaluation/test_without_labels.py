@@ -77,6 +77,7 @@ def test_better_is_what_the_papers_call_so():
     for name, (good, bad) in (better | {"view_retrieval": (0.8, 0.1)}).items():
         assert LABEL_FREE[name].quality(good) > LABEL_FREE[name].quality(bad)
     assert LABEL_FREE["alpha_req"].quality(0.5) < LABEL_FREE["alpha_req"].quality(1.0)
+    assert [LABEL_FREE["view_retrieval"].text(v) for v in (1 / 2000, 0.5, 0)] == ["0.05 %", "50.0 %", "0.0 %"]
 
 
 def test_a_flat_folder_gets_figures_everywhere(flat, tmp_path, sslkit):
