@@ -27,7 +27,7 @@ class Retrieval(Evaluator):
 
     Without labels, images are compared with each other, and queries are drawn by the seed. `mutual_1` is the share of
     images that are the nearest of their own nearest one: it is low where a few images are near to everything (hubs,
-    Radovanović et al. 2010, section 3).
+    Radovanović et al. 2010).
     """
 
     class Config(Evaluator.Config):
