@@ -96,12 +96,22 @@ def print_epoch_curves(records: list[dict[str, Any]]) -> None:
 
 
 def print_outcome(run: "Run") -> None:
-    """Print each last accuracy beside its floors; the gain is over random initialisation, in points."""
+    """Print each last accuracy beside its floors, the figures without labels too, and the verdict."""
+    console = terminal()
+    records = [r for r in run.evaluations if r["during_run"]]
+    for table in (_accuracy_table(records), _label_free_table(records)):
+        if table.row_count:
+            console.print(table)
+    for sentence in run.verdict:
+        console.print(Text(f"note: {sentence}", style="yellow"))
+    console.print(Text(f"run:      {run.path}\nbackbone: {run.backbone_file}"))
+
+
+def _accuracy_table(records: list[dict[str, Any]]) -> Table:
+    """Return the last accuracies beside their floors; the gain is over random initialisation, in points."""
     from sslkit.runs.display import accuracy
     from sslkit.runs.records import FLOORS, RANDOM_INIT, floors_of
 
-    console = terminal()
-    records = [r for r in run.evaluations if r["during_run"]]
     table = _table("evaluator", *FLOORS.values(), "pre-trained", "gain")
     for name in dict.fromkeys(r["evaluator"] for r in records):
         mine = [r for r in records if r["evaluator"] == name and "top1" in r]
@@ -111,11 +121,23 @@ def print_outcome(run: "Run") -> None:
             cells = [f"{100 * floors[floor]:.1f} %" if floor in floors else "" for floor in FLOORS]
             gain = f"{100 * (last['top1'] - first['top1']):+.1f}"
             table.add_row(f"{name} top-1", *cells, accuracy(last, "top1"), gain)
-    if table.row_count:
-        console.print(table)
-    for sentence in run.verdict:
-        console.print(Text(f"note: {sentence}", style="yellow"))
-    console.print(Text(f"run:      {run.path}\nbackbone: {run.backbone_file}"))
+    return table
+
+
+def _label_free_table(records: list[dict[str, Any]]) -> Table:
+    """Return the last figures without labels, beside chance and random initialisation."""
+    from sslkit.runs.label_free import LABEL_FREE, label_free
+    from sslkit.runs.records import CHANCE, FLOORS, RANDOM_INIT, floors_of
+
+    table = _table("without labels", "better", FLOORS[CHANCE], FLOORS[RANDOM_INIT], "pre-trained")
+    last = next((r for r in reversed(records) if r["epoch"] and label_free(r)), None)
+    if last is None:
+        return table
+    for name, value in label_free(last).items():
+        figure, floors = LABEL_FREE[name], floors_of(last, name)
+        cells = [figure.text(floors[floor]) if floor in floors else "" for floor in (CHANCE, RANDOM_INIT)]
+        table.add_row(figure.title, figure.better, *cells, figure.text(value))
+    return table
 
 
 def _row(component: plugins.Component) -> dict[str, str]:

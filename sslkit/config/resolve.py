@@ -26,6 +26,9 @@ BASE: dict[str, Any] = {
     "data.name": "digits",
     "evaluators.knn": True,
     "evaluators.linear": True,
+    "evaluators.geometry": True,
+    # With labels, accuracies answer the same question better.
+    "evaluators.geometry.only_unlabelled": True,
 }
 
 

@@ -42,6 +42,11 @@ class Stores:
     protocol: str
     """Description of the evaluation data: trained on what, tested on what."""
 
+    @property
+    def labelled(self) -> bool:
+        """True if there are labelled images to evaluate on; otherwise those of pre-training take their place."""
+        return self.train is not None and self.test is not None
+
 
 def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Callable[[str], None] = print) -> Stores:
     """Open the stores of `data=` and `eval_data=`, and pack those that are not in the cache yet.
@@ -94,7 +99,7 @@ def _own_evaluation(opener: "_Opener", pretrain: Store, seed: int) -> Evaluation
     test = opener.open("test", labelled=True)
     if test and _has_labels(test):
         return _held_out(test, seed, f"stratified fifth of {opener.title} (test) held out by seed {seed}")
-    return None, None, f"{opener.title} has no labels{_label_hint(opener)}: nothing to measure"
+    return None, None, f"{len(pretrain)} images of {opener.title}, which has no labels{_label_hint(opener)}"
 
 
 def _other_evaluation(choice: Choice, image_size: int, seed: int, log: Callable[[str], None]) -> Evaluation:
@@ -140,7 +145,7 @@ def _held_out(store: Store, seed: int, split: str) -> Evaluation:
         raise ValueError("only labelled images can be held out")
     train, test = (store.subset(rows) for rows in stratified_split(store.labels, seed))
     if not len(test):
-        return None, None, f"too few images of each class to hold any out: nothing to measure ({split})"
+        return None, None, f"images of pre-training, for want of enough labelled images to hold any out ({split})"
     return train, test, f"{split}: train {len(train)} -> test {len(test)}"
 
 

@@ -11,7 +11,7 @@ from sslkit.errors import UserError
 from sslkit.evaluation.targets import Target, open_target
 from sslkit.machine.atomic import replacing
 from sslkit.nn.modes import own_random
-from sslkit.runs.records import is_accuracy
+from sslkit.runs.records import is_accuracy, settings_of
 from sslkit.runs.run import Run
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def epoch_curves(records: list[dict[str, Any]]) -> list[EpochCurve]:
 
 def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: "Display") -> None:
     known = {r["evaluator"] for r in _existing(opened, run, epoch)}
-    todo = [choice for choice in opened.config.evaluators if choice.name not in known]
+    todo = [choice for choice in opened.evaluators if choice.name not in known]
     if not todo:
         return
     step = _load(opened, path)
@@ -89,7 +89,7 @@ def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: 
 
 def _existing(opened: Target, run: Run, epoch: int) -> list[dict[str, Any]]:
     """Return the newest record of each evaluator at that epoch with the same settings, images and seed."""
-    wanted = {choice.name: _identity(choice, opened) for choice in opened.config.evaluators}
+    wanted = {choice.name: _identity(choice, opened) for choice in opened.evaluators}
     found = {}
     for record in run.evaluations:
         name = record["evaluator"]
@@ -100,8 +100,7 @@ def _existing(opened: Target, run: Run, epoch: int) -> list[dict[str, Any]]:
 
 
 def _identity(choice: Choice, opened: Target) -> dict[str, Any]:
-    settings = choice.options.model_dump(mode="json")
-    return {"settings": settings, "data": opened.stores.protocol, "seed": opened.config.seed}
+    return {"settings": settings_of(choice), "data": opened.stores.protocol, "seed": opened.config.seed}
 
 
 def _load(opened: Target, path: Path) -> int:

@@ -15,10 +15,10 @@ from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.evaluation import Subject
 from sslkit.evaluation.extraction import Preprocessing
-from sslkit.evaluation.floors import Floors, measure_floors
+from sslkit.evaluation.floors import measure_floors
 from sslkit.machine.precision import exact_products
 from sslkit.machine.stopwatch import Stopwatch
-from sslkit.runs.records import FLOORS, is_accuracy, wilson
+from sslkit.runs.records import FLOORS, Floors, is_accuracy, settings_of, wilson
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
@@ -37,41 +37,55 @@ def evaluate(
     """Yield one record per evaluator, as stored in evaluations.jsonl. Features are extracted once and shared.
 
     TF32 is disabled, whatever the process allows. If there are no labelled images, evaluators that need no labels run
-    on the images of pre-training.
+    on the images of pre-training; if there are, those that are only meant for images without labels do not run.
 
-    floors: known floors by evaluator, put beside its accuracy; `wanted_floors` that are missing are measured. None: no
+    floors: known floors by evaluator, put beside its results; `wanted_floors` that are missing are measured. None: no
     floors. about: further arguments of `Subject`: initial, head, folder, cache.
     Raises UserError, before anything is measured, if there are no labels and an evaluator needs them.
     """
     evaluators = list(evaluators)
-    if impossible := [e.name for e in evaluators if e not in possible(evaluators, stores)]:
-        raise UserError(
-            f"there are no labels to evaluate with, which {' and '.join(impossible)} cannot do without; "
-            "name labelled images with eval_data="
-        )
+    if impossible := without_their_labels(evaluators, stores):
+        raise UserError(impossible)
     subject = Subject(
         backbone,
         stores.train or stores.pretrain,
         stores.test or stores.pretrain,
         Preprocessing(stores.image_size, stores.mean, stores.std, device),
         seed=seed,
+        labelled=stores.labelled,
         **about,
     )
-    for choice in evaluators:
+    for choice in possible(evaluators, stores):
         # Runs allow TF32, but evaluations must be reproducible elsewhere. The context excludes `yield`, because it must
         # not affect the caller.
         with exact_products():
             record = _measure(subject, choice, stores)
-            if floors is not None and plugins.find("evaluators", choice.name).judges_features:
+            evaluator = plugins.find("evaluators", choice.name)
+            if floors is not None and (evaluator.judges_features or evaluator.beside_random_init):
                 record["floors"] = measure_floors(subject, choice, floors.get(choice.name, {}), wanted_floors)
         yield record
 
 
 def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:
-    """Return the evaluators that can run: all of them, or those that need no labels if there are no labelled images."""
-    if stores.train is not None and stores.test is not None:
-        return list(evaluators)
+    """Return the evaluators that apply to the images: those that need no labels if there are none.
+
+    If there are labels, all but those that are set to be `only_unlabelled`.
+    """
+    if stores.labelled:
+        return [e for e in evaluators if not getattr(e.options, "only_unlabelled", False)]
     return [e for e in evaluators if not plugins.find("evaluators", e.name).needs_labels]
+
+
+def without_their_labels(evaluators: Iterable[Choice], stores: "Stores") -> str | None:
+    """Return a sentence that names the evaluators that lack labels, and the remedy; None if there are none."""
+    names = [e.name for e in evaluators if not stores.labelled and plugins.find("evaluators", e.name).needs_labels]
+    needs = "needs" if len(names) == 1 else "need"
+    if not names:
+        return None
+    return (
+        f"there are no labels to evaluate with, and {' and '.join(names)} {needs} them; "
+        "name labelled images with eval_data="
+    )
 
 
 def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, Any]:
@@ -82,7 +96,7 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
     return {
         "evaluator": choice.name,
         "protocol": evaluator.protocol,
-        "settings": choice.options.model_dump(mode="json"),
+        "settings": settings_of(choice),
         "data": stores.protocol,
         "split": "pretrain" if stores.test is None else "test",
         "n_train": len(subject.train),

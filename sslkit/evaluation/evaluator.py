@@ -19,6 +19,8 @@ class Evaluator:
     """True if the evaluator uses the labels of the subject's images; otherwise it also runs on unlabelled images."""
     judges_features: ClassVar[bool] = False
     """True if it returns a top1 that follows from the subject's features alone: floors can then be measured."""
+    beside_random_init: ClassVar[bool] = False
+    """True if its results, none of them top1, mean little until those of the untrained network stand beside them."""
     varies: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the names of results that are not reproducible, such as seconds."""
 
@@ -33,6 +35,10 @@ class Evaluator:
     def __call__(self, subject: Subject) -> dict[str, float]:
         """Measure the subject and return results by name, such as {"top1": fraction, "top5": fraction}."""
         raise NotImplementedError(f"{type(self).__name__} measures nothing")
+
+    def chance(self, subject: Subject) -> dict[str, float]:
+        """Return the results that features without any information would have, by name, where that is known."""
+        return {}
 
 
 def features_at(subject: Subject, layer: str | None) -> Features:

@@ -93,12 +93,22 @@ def labelled_outputs(
     """
     labelled = _labelled(store)
     labels = torch.from_numpy(labelled.labels).long().to(preprocessing.device)
-    x = cache.read(labelled, preprocessing.device) if cache else None
+    return outputs(labelled, network, preprocessing, cache), labels
+
+
+def outputs(
+    store: "Store", network: Network, preprocessing: Preprocessing, cache: FeatureCache | None = None
+) -> Tensor:
+    """Return the outputs of `network`, float32 [N, width], for all images of a store, in its order.
+
+    Raises UserError if outputs are not finite.
+    """
+    x = cache.read(store, preprocessing.device) if cache else None
     if x is None:
-        x = _extract(labelled, network, preprocessing)
+        x = _extract(store, network, preprocessing)
         if cache:
-            cache.write(labelled, x)
-    return x, labels
+            cache.write(store, x)
+    return x
 
 
 @torch.no_grad()

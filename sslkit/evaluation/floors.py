@@ -1,10 +1,10 @@
-"""Floors under an accuracy: what the same evaluator finds without any pre-training.
+"""Floors under a result: what the same evaluator finds without any pre-training.
 
 Random initialisation is the untrained network; raw pixels take the place of its features; chance always answers the
-most frequent class. Features worth their electricity beat all three.
+most frequent class. Features worth their electricity beat all three. Figures without labels have no raw pixels.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from sslkit import plugins
 from sslkit.config.base import Choice
 from sslkit.evaluation.subject import Subject
 from sslkit.nn.modes import eval_mode
-from sslkit.runs.records import CHANCE, FLOORS, RANDOM_INIT, RAW_PIXELS
+from sslkit.runs.records import CHANCE, FLOORS, RANDOM_INIT, RAW_PIXELS, Floors
 
 PIXELS = 32
 """Height and width of images whose pixels are features: larger ones are reduced, as photographs are to CIFAR's."""
 
-Floors = dict[str, float]
-"""Top-1 accuracy by the name of the floor, as fractions of the test images."""
+Measure = Callable[[Subject, Choice], Any]
+"""Measures a floor of an evaluator on the subject's images; None: it is not known."""
 
 
 class RawPixels(nn.Module):
@@ -34,28 +34,34 @@ class RawPixels(nn.Module):
 
 
 def measure_floors(
-    subject: Subject, choice: Choice, known: Mapping[str, float], wanted: Iterable[str] = FLOORS
+    subject: Subject, choice: Choice, known: Mapping[str, Any], wanted: Iterable[str] = FLOORS
 ) -> Floors:
-    """Return the wanted floors of an evaluator that judges features; `known` ones are not measured again.
+    """Return the wanted floors of an evaluator that has some; `known` ones are not measured again.
 
     Random initialisation is left out if it is not known how the subject's backbone is built.
     """
-    measures = {RANDOM_INIT: _random_init, RAW_PIXELS: _raw_pixels, CHANCE: _chance}
-    found = {name: known[name] if name in known else measures[name](subject, choice) for name in wanted}
+    judges = plugins.find("evaluators", choice.name).judges_features
+    measures = MEASURES if judges else LABEL_FREE_MEASURES
+    found = {n: known[n] if n in known else measures[n](subject, choice) for n in wanted if n in measures}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _random_init(subject: Subject, choice: Choice) -> float | None:
+    figures = _random_init_figures(subject, choice)
+    return None if figures is None else figures["top1"]
+
+
+def _random_init_figures(subject: Subject, choice: Choice) -> dict[str, float] | None:
     if not subject.can_start_anew:
         return None
-    return _top1(_replaced(subject, subject.fresh(initial=True)), choice)
+    return _figures(_replaced(subject, subject.fresh(initial=True)), choice)
 
 
 def _raw_pixels(subject: Subject, choice: Choice) -> float:
     options: Any = choice.options
     if "layer" in type(options).model_fields:
         options = options.model_copy(update={"layer": None})
-    return _top1(_replaced(subject, RawPixels()), choice.model_copy(update={"options": options}))
+    return _figures(_replaced(subject, RawPixels()), choice.model_copy(update={"options": options}))["top1"]
 
 
 def _chance(subject: Subject, choice: Choice) -> float:
@@ -65,11 +71,21 @@ def _chance(subject: Subject, choice: Choice) -> float:
 
 
 def _replaced(subject: Subject, network: nn.Module) -> Subject:
-    return Subject(network.to(subject.device), subject.train, subject.test, subject.preprocessing, seed=subject.seed)
+    images = (subject.train, subject.test, subject.preprocessing)
+    return Subject(network.to(subject.device), *images, seed=subject.seed, labelled=subject.labelled)
 
 
-def _top1(subject: Subject, choice: Choice) -> float:
+def _label_free_chance(subject: Subject, choice: Choice) -> dict[str, float] | None:
+    chance: dict[str, float] = plugins.find("evaluators", choice.name)(choice.options).chance(subject)
+    return chance or None
+
+
+def _figures(subject: Subject, choice: Choice) -> dict[str, float]:
     evaluator = plugins.find("evaluators", choice.name)(choice.options)
     with eval_mode(subject.backbone):
-        top1: float = evaluator(subject)["top1"]
-    return top1
+        figures: dict[str, float] = evaluator(subject)
+    return figures
+
+
+MEASURES: dict[str, Measure] = {RANDOM_INIT: _random_init, RAW_PIXELS: _raw_pixels, CHANCE: _chance}
+LABEL_FREE_MEASURES: dict[str, Measure] = {RANDOM_INIT: _random_init_figures, CHANCE: _label_free_chance}

@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a frozen backbone and labelled images."""
+"""The subject of an evaluation: a frozen backbone and images, labelled in most cases."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -6,13 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslkit.errors import UserError
 from sslkit.evaluation.attachments import Attachments
 from sslkit.evaluation.cache import FeatureCache, weights_digest
-from sslkit.evaluation.extraction import Features, Network, Preprocessing, feature_network, labelled_outputs
+from sslkit.evaluation.extraction import Features, Network, Preprocessing, feature_network, labelled_outputs, outputs
 from sslkit.nn.modes import eval_mode, own_random
 
 if TYPE_CHECKING:
@@ -33,13 +35,14 @@ class Subject(Attachments):
         preprocessing: Preprocessing,
         *,
         seed: int = 0,
+        labelled: bool = True,
         initial: Callable[[], nn.Module] | None = None,
         head: Callable[[], nn.Module | None] | None = None,
         folder: Path | None = None,
         cache: Path | None = None,
     ) -> None:
         """
-        train, test: stores of labelled images.
+        train, test: stores of labelled images; one store of any images if not `labelled`.
         initial: builds the backbone with random weights. head: returns the method's projection head.
         folder: for pictures and files; None: none are written. cache: folder of cached features; None: no cache.
         """
@@ -48,6 +51,7 @@ class Subject(Attachments):
         self.train, self.test = train, test
         self.preprocessing = preprocessing
         self.seed = seed
+        self.labelled = labelled
         self._initial, self._make_head = initial, head
         self._cache = cache
         self._features: dict[str | None, Features] = {}
@@ -75,10 +79,17 @@ class Subject(Attachments):
         None is the backbone itself. Raises UserError if there is no such layer.
         """
         if layer not in self._features:
-            cache = self._cache and FeatureCache(self._cache, self._weights, [layer, *self.preprocessing.identity()])
             with eval_mode(self.backbone), feature_network(self.backbone, layer) as network:
-                self._features[layer] = self._both_splits(network, cache or None)
+                self._features[layer] = self._both_splits(network, self._feature_cache(layer))
         return self._features[layer]
+
+    def features_without_labels(self, rows: NDArray[np.int64]) -> Tensor:
+        """Features of the test images in these rows of the store, labelled or not, float32 [n, width].
+
+        Raises UserError if features are not finite.
+        """
+        with eval_mode(self.backbone):
+            return outputs(self.test.subset(rows), self.backbone, self.preprocessing, self._feature_cache(None))
 
     def features_by(self, network: Network) -> Features:
         """Return the outputs of any function of views, float [B, 3, S, S] -> [B, width], for the labelled images."""
@@ -124,6 +135,11 @@ class Subject(Attachments):
         named = max(len(self.train.classes), len(self.test.classes))
         classes = max(named, int(train_y.max()) + 1, int(test_y.max()) + 1)
         return Features(train_x, train_y, test_x, test_y, classes)
+
+    def _feature_cache(self, layer: str | None) -> FeatureCache | None:
+        if self._cache is None:
+            return None
+        return FeatureCache(self._cache, self._weights, [layer, *self.preprocessing.identity()])
 
     @cached_property
     def _weights(self) -> str:

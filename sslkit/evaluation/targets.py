@@ -17,7 +17,7 @@ from sslkit.config.resolve import Resolved, resolve_layers
 from sslkit.config.run import RunConfig
 from sslkit.data import Stores, cache_dir, open_stores
 from sslkit.errors import UserError
-from sslkit.evaluation.evaluate import evaluate, head_name, untrained
+from sslkit.evaluation.evaluate import evaluate, head_name, possible, untrained, without_their_labels
 from sslkit.nn.modes import own_random
 from sslkit.runs.records import known_floors
 from sslkit.runs.run import Run
@@ -32,6 +32,8 @@ class Target:
 
     backbone: nn.Module
     config: RunConfig
+    evaluators: tuple[Choice, ...]
+    """Those of the settings that the images allow, and all that the command line names."""
     stores: Stores
     image_size: int
     """Height and width of the images that the network was built for, in pixels."""
@@ -43,11 +45,12 @@ class Target:
 
     def records(self, evaluators: Iterable[Choice], **about: Any) -> Iterator[dict[str, Any]]:
         """Yield one record per evaluator; `about` overrides arguments of `Subject`."""
+        evaluators = list(evaluators)
         known: dict[str, Any] = {
             "initial": lambda: untrained(self.config, self.image_size),
             "head": self.saved_head,
             "folder": self.folder,
-            "floors": known_floors(self.run.evaluations if self.run else (), self.stores.protocol),
+            "floors": known_floors(self.run.evaluations if self.run else (), self.stores.protocol, evaluators),
             "cache": cache_dir(getattr(self.config.data.options, "cache", None)) / "features",
         }
         yield from evaluate(self.backbone, evaluators, self.stores, self.device, self.config.seed, **known | about)
@@ -80,7 +83,7 @@ def evaluate_saved(target: str | Path, words: Iterable[str], display: "Display")
     opened = open_target(target, words, display)
     when = moment(opened.run) if opened.run else {}
     records = []
-    for found in opened.records(opened.config.evaluators):
+    for found in opened.records(opened.evaluators):
         record = {**when, **found}
         if opened.folder:
             opened.folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,23 @@ def open_target(target: str | Path, words: Iterable[str], display: "Display") ->
     backbone.to(device)
     if config.channels_last is not False:
         backbone.to(memory_format=torch.channels_last)
-    return Target(backbone, config, stores, image_size, device, run, run.path if run else _asked_folder(resolved))
+    folder = run.path if run else _asked_folder(resolved)
+    return Target(backbone, config, _evaluators(resolved, stores, display), stores, image_size, device, run, folder)
+
+
+def _evaluators(resolved: Resolved, stores: Stores, display: "Display") -> tuple[Choice, ...]:
+    """Return the evaluators to run; those that lack labels are only left out where nobody has asked for them."""
+    every = resolved.config.evaluators
+    named = {key.split(".")[1] for key, origin in resolved.origins.items() if _names_evaluator(key, origin)}
+    can = possible(every, stores)
+    chosen = tuple(e for e in every if e in can or e.name in named)
+    if chosen and (left_out := without_their_labels([e for e in every if e not in chosen], stores)):
+        display.log(left_out)
+    return chosen or every
+
+
+def _names_evaluator(key: str, origin: str) -> bool:
+    return key.startswith("evaluators.") and origin == "command line"
 
 
 def _asked_folder(resolved: Resolved) -> Path | None:

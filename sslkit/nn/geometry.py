@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslkit.machine.load import computing_threads
+
+PAIRS = 2**22
+"""Similarities of pairs of features computed at once: 32 MiB of float64."""
 SMALLEST = 1e-7
 """ε of RankMe's Eq. 1, for float32 features."""
 
@@ -51,8 +55,15 @@ def uniformity(features: Tensor) -> float:
     Features are scaled to unit length. 0: all point in one direction; about -4 where they spread over the sphere.
     """
     unit = F.normalize(features.double(), dim=1)
-    squared = torch.pdist(unit).square()
-    return float(squared.mul(-2).exp().mean().log())
+    n, norms = len(unit), unit.square().sum(1)
+    potentials = torch.zeros((), dtype=unit.dtype, device=unit.device)
+    # Squared distances from products, because a product of matrices is much faster than distances one by one.
+    for start in range(0, n, rows := max(1, PAIRS // n)):
+        block = slice(start, start + rows)
+        squared = norms[block, None] + norms - 2 * unit[block] @ unit.T
+        potentials += squared.mul(-2).exp().sum()
+    # Each image's potential with itself, 1, is no pair.
+    return float(((potentials - n) / (n * (n - 1))).log())
 
 
 @torch.no_grad()
@@ -70,5 +81,7 @@ def _singular_values(features: Tensor) -> Tensor:
     """In descending order, in float64 on the CPU, from the smaller of the two Gram matrices."""
     x = features.double().cpu()
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    singular: Tensor = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+    # One thread loses little, while several wait for each other for seconds where another program shares the cores.
+    with computing_threads(1, gram.device):
+        singular: Tensor = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
     return singular

@@ -1,4 +1,4 @@
-"""Comparison of runs: the accuracies and costs of each."""
+"""Comparison of runs: the accuracies, figures without labels and costs of each."""
 
 import csv
 import io
@@ -13,7 +13,8 @@ from rich.text import Text
 
 from sslkit import plugins
 from sslkit.errors import UserError
-from sslkit.runs.records import FLOORS, RANDOM_INIT, floors_of
+from sslkit.runs.label_free import LABEL_FREE, label_free
+from sslkit.runs.records import CHANCE, FLOORS, RANDOM_INIT, floors_of
 from sslkit.runs.run import Run
 
 Row = dict[str, Any]
@@ -30,16 +31,19 @@ def table(runs: Iterable[str | Path | Run], sort: str | None = None) -> list[Row
     Keys: run, method, backbone, data, epochs (trained so far); for every evaluator E with an accuracy: E/top1 (a
     fraction, after the last evaluated epoch), E/top1_low and E/top1_high (its 95 % interval), E/chance,
     E/random_init and E/raw_pixels (its floors), E/top1_max (the maximum over epochs of training: selected on the test
-    images, and therefore optimistic); parameters, gflops (of the backbone, for one image), hours, kwh, kg_co2e (of the
-    training). Measurements during the run take precedence over later ones, which may be on other images.
+    images, and therefore optimistic); for every figure F without labels (rankme, view_retrieval ...): geometry/F and
+    geometry/F_random_init; geometry/view_retrieval_chance; parameters, gflops (of the backbone, for one image), hours,
+    kwh, kg_co2e (of the training). Measurements during the run take precedence over later ones, which may be on other
+    images.
 
-    sort: one of the keys; accuracies in descending order, costs and names in ascending order.
+    sort: one of the keys; accuracies in descending order, figures without labels from better to worse (`LABEL_FREE`),
+    costs and names in ascending order.
     Raises UserError for a path that holds no run, and for an unknown key.
     """
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
-    accuracies = [_accuracies(run) for run in opened]
-    keys = dict.fromkeys(key for found in accuracies for key in found)
-    rows = [_row(run, {key: found.get(key) for key in keys}) for run, found in zip(opened, accuracies)]
+    results = [_accuracies(run) | _label_free(run) for run in opened]
+    keys = dict.fromkeys(key for found in results for key in found)
+    rows = [_row(run, {key: found.get(key) for key in keys}) for run, found in zip(opened, results)]
     return _sorted(rows, sort) if sort else rows
 
 
@@ -102,7 +106,7 @@ def _tabulated(cells: list[list[str]], style: str) -> str:
     return tabulate(body, heading, style, disable_numparse=True, colalign=align, headersglobalalign=None) + "\n"
 
 
-def _row(run: Run, accuracies: Row) -> Row:
+def _row(run: Run, results: Row) -> Row:
     config, derived = run.config, run.derived
     root = getattr(config.data.options, "root", None)
     return {
@@ -111,7 +115,7 @@ def _row(run: Run, accuracies: Row) -> Row:
         "backbone": config.backbone.name,
         "data": Path(root).name if root else config.data.name,
         "epochs": run.metrics[-1]["epoch"] if run.metrics else 0,
-        **accuracies,
+        **results,
         **{cost: derived.get(cost) for cost in COSTS},
     }
 
@@ -120,9 +124,7 @@ def _accuracies(run: Run) -> Row:
     records = [r for r in run.evaluations if "top1" in r]
     found: Row = {}
     for name in dict.fromkeys(r["evaluator"] for r in records):
-        mine = [r for r in records if r["evaluator"] == name]
-        mine = [r for r in mine if r["during_run"]] or mine
-        last = max(reversed(mine), key=lambda r: r["epoch"])
+        mine, last = _decisive([r for r in records if r["evaluator"] == name])
         found |= {f"{name}/{key}": last.get(key) for key in ("top1", "top1_low", "top1_high")}
         first = next((r["top1"] for r in mine if r["epoch"] == 0), None)
         floors = {RANDOM_INIT: first, **floors_of(last)}
@@ -131,29 +133,54 @@ def _accuracies(run: Run) -> Row:
     return found
 
 
+def _label_free(run: Run) -> Row:
+    records = [r for r in run.evaluations if label_free(r)]
+    if not records:
+        return {}
+    mine, last = _decisive(records)
+    first = next((label_free(r) for r in mine if r["epoch"] == 0), {})
+    found: Row = {}
+    for name, value in label_free(last).items():
+        floors = {RANDOM_INIT: first.get(name), **floors_of(last, name)}
+        found |= {f"geometry/{name}": value, f"geometry/{name}_random_init": floors[RANDOM_INIT]}
+        found |= {f"geometry/{name}_chance": floors[CHANCE]} if CHANCE in floors else {}
+    return found
+
+
+def _decisive(records: list[Row]) -> tuple[list[Row], Row]:
+    """Return the records of an evaluator that count, those during the run if there are any, and the last of them."""
+    mine = [r for r in records if r["during_run"]] or records
+    return mine, max(reversed(mine), key=lambda r: r["epoch"])
+
+
 def _sorted(rows: list[Row], key: str) -> list[Row]:
     if rows and key not in rows[0]:
         raise UserError(f"--sort {key}: no column is called that; {plugins.suggest(key, list(rows[0]))}")
     known = [row for row in rows if row[key] is not None]
-    known.sort(key=lambda row: row[key], reverse="/" in key)
+    figure = LABEL_FREE.get(key.removeprefix("geometry/"))
+    known.sort(key=lambda row: figure.quality(row[key]) if figure else row[key], reverse="/" in key)
     return known + [row for row in rows if row[key] is None]
 
 
 def _cells(rows: list[Row]) -> list[list[str]]:
     """Return the heading and one row per run, as text."""
-    evaluators = dict.fromkeys(key.partition("/")[0] for key in rows[0] if "/" in key)
+    evaluators = [key.removesuffix("/top1") for key in rows[0] if key.endswith("/top1")]
+    unlabelled = any(all(row[f"{name}/top1"] is None for name in evaluators) for row in rows)
+    figures = [name for name in LABEL_FREE if unlabelled and f"geometry/{name}" in rows[0]]
     heading = [*NAMES, "epochs"]
     for name in evaluators:
         heading += [f"{name} top-1, %", f"{name} max over epochs, %", f"{name} floors, %"]
+    heading += [f"{LABEL_FREE[name].title} (random init)" for name in figures]
     heading += ["parameters, M", "GFLOPs", "hours", "kWh", "kg CO2e"]
-    return [heading, *([*_formatted(row, evaluators)] for row in rows)]
+    return [heading, *([*_formatted(row, evaluators, figures)] for row in rows)]
 
 
-def _formatted(row: Row, evaluators: Iterable[str]) -> list[str]:
+def _formatted(row: Row, evaluators: Iterable[str], figures: Iterable[str]) -> list[str]:
     cells = [*(row[name] for name in NAMES), f"{row['epochs']:g}"]
     for name in evaluators:
         floors = " / ".join(_per_cent(row[f"{name}/{floor}"]) for floor in FLOORS)
         cells += [_with_interval(row, name), _per_cent(row[f"{name}/top1_max"]), floors]
+    cells += [_beside_random_init(row, name) for name in figures]
     parameters = row["parameters"]
     return [*cells, *map(_number, [parameters and parameters / 1e6, *(row[cost] for cost in COSTS[1:])])]
 
@@ -163,6 +190,13 @@ def _with_interval(row: Row, evaluator: str) -> str:
     low, high = (row.get(f"{evaluator}/top1_{end}") for end in ("low", "high"))
     interval = "" if low is None or high is None else f" ({_per_cent(low)} to {_per_cent(high)})"
     return _per_cent(row[f"{evaluator}/top1"]) + interval
+
+
+def _beside_random_init(row: Row, name: str) -> str:
+    """Format a figure without labels with that of random initialisation: 612.2 (78.6)."""
+    value, first = row[f"geometry/{name}"], row[f"geometry/{name}_random_init"]
+    text, before = (NONE if v is None else LABEL_FREE[name].text(v) for v in (value, first))
+    return text if value is None else f"{text} ({before})"
 
 
 def _per_cent(value: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from sslkit.machine.progress import Update, progress_bar
+from sslkit.runs.label_free import LABEL_FREE, label_free
 from sslkit.runs.records import FLOORS, floors_of, is_accuracy, measured
 
 
@@ -50,10 +51,19 @@ class Display:
 
 def figures(record: dict[str, Any]) -> str:
     """Format an evaluator's results; accuracies in per cent, with their intervals."""
+    if without_labels := label_free(record):
+        return "  ".join(_beside_floors(record, name, value) for name, value in without_labels.items())
     found = measured(record).items()
     text = "  ".join(f"{k} {accuracy(record, k)}" if is_accuracy(k) else f"{k} {v:.4g}" for k, v in found)
     floors = ", ".join(f"{FLOORS[name]} {100 * value:.1f}" for name, value in floors_of(record).items())
     return f"{text}  [{floors}]" if floors else text
+
+
+def _beside_floors(record: dict[str, Any], name: str, value: float) -> str:
+    """Format a figure without labels, with its floors: rankme 612.2 [random init 78.6]."""
+    figure = LABEL_FREE[name]
+    floors = ", ".join(f"{FLOORS[k]} {figure.text(v)}" for k, v in floors_of(record, name).items())
+    return f"{name} {figure.text(value)}" + (f" [{floors}]" if floors else "")
 
 
 def accuracy(record: dict[str, Any], name: str) -> str:

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterable
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sslkit.config.base import Choice
 
 ABOUT = frozenset({"epoch", "step", "n_train", "n_test", "seed", "seconds", "during_run"})
 """Numeric entries of a record that describe it and are not results."""
 
 RANDOM_INIT, RAW_PIXELS, CHANCE = "random_init", "raw_pixels", "chance"
 FLOORS = {CHANCE: "chance", RANDOM_INIT: "random init", RAW_PIXELS: "raw pixels"}
-"""Floors of an accuracy in the `floors` of a record, and their names for readers."""
+"""Floors in the `floors` of a record, and their names for readers: numbers, of top1, or mappings by figure."""
+Floors = dict[str, float | dict[str, float]]
+"""Floors by name: of top1, as fractions of the test images, or of each figure of an evaluator without top1."""
 Z95 = 1.959963984540054
 """The 0.975 quantile of the standard normal distribution: 95 % of it lies within ± this value."""
 
@@ -36,19 +41,30 @@ def measured(record: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ABOUT | ends}
 
 
-def floors_of(record: dict[str, Any]) -> dict[str, float]:
-    """Return the floors beside a record's top1, by name; {} if none were measured."""
+def settings_of(evaluator: "Choice") -> dict[str, Any]:
+    """Return the settings that determine an evaluator's results, as they stand in its records."""
+    return evaluator.options.model_dump(mode="json", exclude={"only_unlabelled"})
+
+
+def floors_of(record: dict[str, Any], figure: str = "top1") -> dict[str, float]:
+    """Return the floors beside a figure of a record, by name; {} if none were measured."""
     floors = record.get("floors")
-    return {k: float(floors[k]) for k in FLOORS if isinstance(floors.get(k), int | float)} if floors else {}
+    if not isinstance(floors, dict):
+        return {}
+    own = {k: floor if isinstance(floor, dict) else {"top1": floor} for k, floor in floors.items()}
+    values = {k: own.get(k, {}).get(figure) for k in FLOORS}
+    return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
 
 
-def known_floors(records: Iterable[dict[str, Any]], data: str) -> dict[str, dict[str, float]]:
-    """Return the floors by evaluator that a run measured on that data before its first epoch.
+def known_floors(records: Iterable[dict[str, Any]], data: str, evaluators: Iterable["Choice"]) -> dict[str, Floors]:
+    """Return the floors that a run measured before its first epoch on that data with these evaluators, by their names.
 
-    Its own accuracy at that moment is that of random initialisation.
+    Its own figures at that moment are those of random initialisation.
     """
+    settings = {e.name: settings_of(e) for e in evaluators}
     first = [r for r in records if r.get("epoch") == 0 and r.get("during_run") and r.get("data") == data]
-    return {r["evaluator"]: {**floors_of(r), RANDOM_INIT: r["top1"]} for r in first if floors_of(r)}
+    same = [r for r in first if r.get("floors") and r.get("settings") == settings.get(r["evaluator"])]
+    return {r["evaluator"]: {**r["floors"], RANDOM_INIT: r.get("top1", measured(r))} for r in same}
 
 
 def as_metrics(record: dict[str, Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from sslkit.nn.collapse import collapse_warning
+from sslkit.runs.label_free import LABEL_FREE
 from sslkit.runs.records import FLOORS, floors_of
 
 Record = dict[str, Any]
@@ -21,7 +22,11 @@ def verdict(metrics: Sequence[Record], evaluations: Sequence[Record], width: int
 
     width: of the features; None if unknown.
     """
-    below = [sentence for record in _last_of_each(evaluations) if (sentence := _below_a_floor(record))]
+    last = _last_of_each(evaluations)
+    judged = [r for r in last if "top1" in r]
+    # Without labels, view retrieval takes the place of accuracies: a collapse lowers it, unlike the other figures.
+    figure = "top1" if judged else "view_retrieval"
+    below = [sentence for record in judged or last if (sentence := _below_a_floor(record, figure))]
     collapsed, still, few = _collapsed(metrics, width), _loss_stood_still(metrics), _too_few_steps(metrics)
     signs = [*below, *filter(None, (collapsed, still, few))]
     if not signs:
@@ -34,12 +39,14 @@ def _last_of_each(evaluations: Sequence[Record]) -> list[Record]:
     return list(last.values())
 
 
-def _below_a_floor(record: Record) -> str | None:
-    floors = {FLOORS[name]: value for name, value in floors_of(record).items() if record["top1"] <= value}
-    if not floors:
+def _below_a_floor(record: Record, figure: str) -> str | None:
+    found, floors = record.get(figure), floors_of(record, figure)
+    beaten = {FLOORS[name]: value for name, value in floors.items() if found is not None and found <= value}
+    if not beaten:
         return None
-    names = " and ".join(f"{name} ({100 * value:.1f} %)" for name, value in floors.items())
-    return f"{record['evaluator']}: {100 * record['top1']:.1f} % is no better than {names}"
+    names = " and ".join(f"{name} ({100 * value:.1f} %)" for name, value in beaten.items())
+    title = record["evaluator"] if figure == "top1" else LABEL_FREE[figure].title
+    return f"{title}: {100 * record[figure]:.1f} % is no better than {names}"
 
 
 def _collapsed(metrics: Sequence[Record], width: int | None) -> str | None:

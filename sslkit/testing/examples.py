@@ -58,10 +58,10 @@ def unlabelled_subject(folder: Path) -> Subject:
     """A subject with images of three colours that have no labels."""
     store = _coloured("pretrain", torch.arange(30) % 3, folder)
     store.labels = None
-    return _subject(Subject, store, store, folder)
+    return _subject(Subject, store, store, folder, labelled=False)
 
 
-def _subject(kind: type[Subject], train: Store, test: Store, folder: Path) -> Subject:
+def _subject(kind: type[Subject], train: Store, test: Store, folder: Path, labelled: bool = True) -> Subject:
     return kind(
         TinyBackbone(),
         train,
@@ -70,6 +70,7 @@ def _subject(kind: type[Subject], train: Store, test: Store, folder: Path) -> Su
         initial=TinyBackbone,
         head=lambda: nn.Linear(TinyBackbone.width, 8),
         folder=folder,
+        labelled=labelled,
     )
 
 

@@ -59,6 +59,8 @@ def _epochs(
 ) -> None:
     """Train the remaining epochs, with checkpoints and evaluations between them. Raises Interrupted after saving."""
     first = step // setup.steps_per_epoch
+    if left_out := evaluation.without_their_labels(setup.config.evaluators, setup.stores):
+        display.log(left_out)
     saved = time.monotonic()
     try:
         _evaluate_if_due(run, setup, first, step, display, stopper)
@@ -166,7 +168,7 @@ def _evaluate(run: Run, setup: TrainingSetup, todo: list[Choice], when: dict[str
         initial=lambda: evaluation.untrained(run.config, setup.stores.image_size),
         head=lambda: evaluation.projection_head(setup.method),
         folder=run.path,
-        floors=known_floors(run.evaluations, setup.stores.protocol),
+        floors=known_floors(run.evaluations, setup.stores.protocol, todo),
         wanted_floors=FLOORS if when["epoch"] else (RAW_PIXELS, CHANCE),
     )
     for record in records:

@@ -52,9 +52,10 @@ def test_nested_options_keep_what_is_not_named():
 
 
 def test_evaluators_are_replaced_as_a_list_and_tuned_by_name():
-    both = resolve(["evaluators.knn.k=5"]).config.evaluators
-    assert [e.name for e in both] == ["knn", "linear"]
-    assert both[0].options.k == 5
+    every = resolve(["evaluators.knn.k=5"]).config.evaluators
+    assert [e.name for e in every] == ["knn", "linear", "geometry"]
+    assert every[2].options.only_unlabelled
+    assert every[0].options.k == 5
     assert [e.name for e in resolve(["evaluators=[linear]"]).config.evaluators] == ["linear"]
     assert resolve(["evaluators=[]"]).config.evaluators == ()
 

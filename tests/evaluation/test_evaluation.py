@@ -461,7 +461,7 @@ def test_records_of_a_file_never_mix_with_those_of_a_run(run, sslkit):
 def test_an_evaluation_without_labels_is_a_users_mistake(stores):
     bare = Stores(stores.pretrain, None, None, 24, stores.mean, stores.std, "none")
     choices = [Choice(name=name) for name in ("cost", "linear", "knn")]
-    with pytest.raises(UserError, match="which linear and knn cannot do without; name labelled images with eval_data="):
+    with pytest.raises(UserError, match="and linear and knn need them; name labelled images with eval_data="):
         next(evaluation.evaluate(TinyBackbone(), choices, bare, None, 0))
 
 
@@ -476,4 +476,4 @@ def test_cost_needs_no_labels_and_a_folder_may_be_called_a_number(tmp_path, sslk
     assert (kept["split"], kept["n_train"], kept["n_test"]) == ("pretrain", 4, 4)
     refused = sslkit("evaluate", "timm:resnet10t", "data=7", "data.image_size=32", "evaluators=[cost,knn]")
     assert refused.returncode == 2
-    assert "which knn cannot do without" in refused.stderr
+    assert "and knn needs them" in refused.stderr

@@ -64,10 +64,13 @@ def test_the_random_numbers_of_the_caller_go_on(subject):
 
 
 def test_a_run_knows_its_floors_from_before_its_first_epoch():
-    first = {"evaluator": "knn", "epoch": 0, "during_run": True, "data": "a", "top1": 0.2}
+    settings = EUCLIDEAN.options.model_dump(mode="json")
+    first = {"evaluator": "knn", "epoch": 0, "during_run": True, "data": "a", "settings": settings, "top1": 0.2}
     records = [first | {"floors": {"raw_pixels": 0.4, "chance": 0.1}}, first | {"epoch": 5, "top1": 0.5}]
-    assert known_floors(records, "a") == {"knn": {"raw_pixels": 0.4, "chance": 0.1, "random_init": 0.2}}
-    assert known_floors(records, "b") == {}
+    known = {"knn": {"raw_pixels": 0.4, "chance": 0.1, "random_init": 0.2}}
+    assert known_floors(records, "a", [EUCLIDEAN]) == known
+    assert known_floors(records, "b", [EUCLIDEAN]) == {}
+    assert known_floors(records, "a", [Choice(name="knn", options=KNN.Config(k=4))]) == {}, "another measurement"
     assert floors_of(first) == {}
 
 

@@ -27,7 +27,7 @@ def given_features():
 class Given:
     """A subject whose features are at hand, and nothing else."""
 
-    seed = 0
+    seed, labelled = 0, True
 
     def __init__(self, features):
         self.features = features

@@ -51,6 +51,20 @@ def test_alignment_and_uniformity_are_the_means_over_pairs():
     assert geometry.uniformity(first) == pytest.approx(math.log(np.mean(potentials)))
 
 
+def test_uniformity_is_that_of_all_pairs_in_blocks_too(monkeypatch):
+    features = random_features(n=61)
+    squared = torch.pdist(F.normalize(features.double(), dim=1)).square()
+    monkeypatch.setattr(geometry, "PAIRS", 61 * 7)
+    assert geometry.uniformity(features) == pytest.approx(squared.mul(-2).exp().mean().log().item(), rel=1e-9)
+
+
+def test_the_number_of_threads_is_as_before():
+    torch.set_num_threads(2)
+    geometry.rankme(random_features())
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+
+
 def test_closed_forms_of_alignment_and_uniformity():
     features = random_features()
     assert geometry.alignment(features, 3 * features) == pytest.approx(0, abs=1e-12)

@@ -51,3 +51,21 @@ def test_too_few_steps_are_mended_by_as_many_epochs_as_give_enough():
 
 def test_losses_that_are_missing_or_alone_give_no_verdict():
     assert verdict([{"step": 900, "epoch": 1, "loss": None}], [], None) == []
+
+
+def unlabelled(retrieval, epoch=10, **floors):
+    floors = {name: {"view_retrieval": value} for name, value in floors.items()}
+    figures = {"rankme": 5.0, "view_retrieval": retrieval}
+    return {"evaluator": "geometry", "epoch": epoch, "during_run": True, "floors": floors, **figures}
+
+
+def test_without_labels_view_retrieval_is_judged():
+    first, mend = verdict(trained(), [unlabelled(0.02, random_init=0.03, chance=0.001)], 512)
+    assert first == "view retrieval: 2.0 % is no better than random init (3.0 %)"
+    assert mend.startswith("most likely to help: ")
+    assert verdict(trained(), [unlabelled(0.2, random_init=0.03, chance=0.001)], 512) == []
+
+
+def test_with_labels_accuracies_alone_are_judged():
+    records = [measured(0.5, random_init=0.2), unlabelled(0.02, random_init=0.03)]
+    assert verdict(trained(), records, 512) == []

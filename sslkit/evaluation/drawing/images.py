@@ -25,6 +25,11 @@ def labelled_rows(store: "Store") -> NDArray[np.int64]:
     return np.empty(0, np.int64) if store.labels is None else np.flatnonzero(store.labels >= 0)
 
 
+def drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """Draw sorted rows of at most `most` of `count` images, regardless of their classes."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+
+
 def class_names(subject: Subject, classes: int) -> list[str]:
     """Return one name per class; its number if the images have no class names."""
     candidates = [getattr(getattr(subject, split, None), "classes", ()) for split in ("train", "test")]

@@ -137,19 +137,21 @@ def curves(path: Path, x: Sequence[float], lines: Mapping[str, Sequence[float]],
 
 
 def scatter(
-    path: Path, panels: dict[str, NDArray[np.floating]], labels: NDArray[np.int64], names: Sequence[str]
+    path: Path, panels: dict[str, NDArray[np.floating]], labels: NDArray[np.int64] | None, names: Sequence[str]
 ) -> None:
-    """Draw points [N, 2] of several panels side by side; each class has a colour and a marker."""
+    """Draw points [N, 2] of several panels side by side; each class has a colour and a marker. None: no labels."""
     figure = _figure(5.2 * len(panels) + 1.6, 5.2)
+    if labels is None:
+        labels = np.zeros(max(map(len, panels.values())), np.int64)
     present = np.unique(labels)
     for number, (title, points) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1)
         for c in present:
             chosen = points[labels == c]
             looks = {"s": 16, "alpha": 0.75, "linewidths": 0, **_style(c)}
-            axes.scatter(chosen[:, 0], chosen[:, 1], label=label(names[c]), **looks)
+            axes.scatter(chosen[:, 0], chosen[:, 1], label=label(names[c]) if names else None, **looks)
         axes.set(title=title, xticks=[], yticks=[])
-    if len(present) <= SPELT_OUT:
+    if names and len(present) <= SPELT_OUT:
         _legend(axes)
     _save(figure, path)
 

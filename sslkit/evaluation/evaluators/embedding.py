@@ -1,4 +1,4 @@
-"""Two-dimensional embedding of the features, which shows how the backbone arranges the images."""
+"""Two-dimensional embedding of the features, which shows how the backbone arranges the images, labelled or not."""
 
 import json
 import warnings
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sslkit.evaluation.drawing.images import class_names, labelled_rows, thumbnails
+from sslkit.evaluation.drawing.images import class_names, drawn, labelled_rows, thumbnails
 from sslkit.evaluation.evaluator import Evaluator
 from sslkit.evaluation.subject import Subject
 from sslkit.machine import atomic
@@ -26,9 +26,9 @@ class Embedding(Evaluator):
     """t-SNE and PCA of the test features: a figure, and the data of the report's explorer.
 
     t-SNE after van der Maaten and Hinton 2008, computed by openTSNE if it is installed, else by scikit-learn.
-    Class labels only colour the points. Results: `pca_variance`, the share of the variance that two components
-    keep, and the trustworthiness of both embeddings (Venna and Kaski 2001): how far a point's 5 nearest neighbours
-    in the plane are its neighbours among the features, at most 1.
+    Class labels only colour the points, and are not needed. Results: `pca_variance`, the share of the variance that
+    two components keep, and the trustworthiness of both embeddings (Venna and Kaski 2001): how far a point's 5 nearest
+    neighbours in the plane are its neighbours among the features, at most 1.
     """
 
     class Config(Evaluator.Config):
@@ -38,30 +38,39 @@ class Embedding(Evaluator):
         """t-SNE: effective number of neighbours; at most a third of the images."""
 
     config: Config
+    needs_labels = False
 
     @property
     def protocol(self) -> str:
         c = self.config
         by = "openTSNE" if find_spec("openTSNE") else "scikit-learn"
         method = f"PCA, and t-SNE of its {BEFORE} first components ({by}), perplexity {c.perplexity:g}"
-        return f"up to {c.max_images} test images; {method}"
+        return f"up to {c.max_images} images; {method}"
 
     def __call__(self, subject: Subject) -> dict[str, float]:
-        f = subject.features
-        labels = f.test_y.cpu().numpy()
-        rows = drawn(len(labels), self.config.max_images, subject.seed)
-        x = f.test_x.cpu().double().numpy()[rows]
+        x, labels, rows = _drawn_features(subject, self.config.max_images)
         components, variance = pca(x)
         points = {"PCA": components[:, :2], "t-SNE": tsne(components, self.config.perplexity, subject.seed)}
-        _attach(subject, points, labels[rows], rows)
+        _attach(subject, points, labels, rows)
         return {"pca_variance": variance} | {
             f"{key}_trustworthiness": _trust(x, points[name]) for key, name in (("pca", "PCA"), ("tsne", "t-SNE"))
         }
 
 
-def drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
-    """Draw sorted rows of at most `most` of `count` images, regardless of their classes."""
-    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+Labels = NDArray[np.int64] | None
+
+
+def _drawn_features(subject: Subject, most: int) -> tuple[NDArray[np.float64], Labels, NDArray[np.int64]]:
+    """Return (features [n, width], class numbers [n] or None, positions) of images drawn by the seed.
+
+    Positions are those among the labelled test images, or rows of the store if there are no labels.
+    """
+    if not subject.labelled:
+        rows = drawn(len(subject.test), most, subject.seed)
+        return subject.features_without_labels(rows).cpu().double().numpy(), None, rows
+    f = subject.features
+    rows = drawn(len(f.test_y), most, subject.seed)
+    return f.test_x.cpu().double().numpy()[rows], f.test_y.cpu().numpy()[rows], rows
 
 
 def pca(x: NDArray[np.floating]) -> tuple[NDArray[np.floating], float]:
@@ -106,28 +115,28 @@ def _trust(x: NDArray[np.floating], points: NDArray[np.floating]) -> float:
     return float(trustworthiness(x, points, n_neighbors=neighbours)) if neighbours else 1.0
 
 
-def _attach(
-    subject: Subject, points: dict[str, NDArray[np.floating]], labels: NDArray[np.int64], rows: NDArray[np.int64]
-) -> None:
+def _attach(subject: Subject, points: dict[str, NDArray[np.floating]], labels: Labels, rows: NDArray[np.int64]) -> None:
     from sslkit.evaluation.drawing import pictures
 
-    names = class_names(subject, subject.features.classes)
-    alt = f"PCA and t-SNE of {len(rows)} test images of {len(np.unique(labels))} classes, a point an image"
+    names = [] if labels is None else class_names(subject, subject.features.classes)
+    which = "images without labels" if labels is None else f"test images of {len(np.unique(labels))} classes"
+    alt = f"PCA and t-SNE of {len(rows)} {which}, a point an image"
     if path := pictures.place(subject, "embedding.png", alt):
         pictures.scatter(path, points, labels, names)
-    if sheet := pictures.place(subject, "embedding-sprite.jpg", "Thumbnails of these test images"):
+    if sheet := pictures.place(subject, "embedding-sprite.jpg", "Thumbnails of these images"):
         columns = ceil(sqrt(len(rows)))
-        _write_sprite(sheet, thumbnails(subject.test, labelled_rows(subject.test)[rows], SPRITE), columns)
+        stored = rows if labels is None else labelled_rows(subject.test)[rows]
+        _write_sprite(sheet, thumbnails(subject.test, stored, SPRITE), columns)
         if path := pictures.place(subject, "embedding.json", "The points, as data"):
             sprite = {"file": sheet.name, "size": SPRITE, "columns": columns}
             _write_data(path, points, labels, names, sprite)
 
 
-def _write_data(path: Path, points: dict[str, Any], labels: Any, names: list[str], sprite: dict[str, Any]) -> None:
+def _write_data(path: Path, points: dict[str, Any], labels: Labels, names: list[str], sprite: dict[str, Any]) -> None:
     data = {
         "tsne": points["t-SNE"].round(4).tolist(),
         "pca": points["PCA"].round(4).tolist(),
-        "labels": labels.tolist(),
+        "labels": None if labels is None else labels.tolist(),
         "classes": names,
         "sprite": sprite,
     }

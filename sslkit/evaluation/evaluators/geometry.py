@@ -1,6 +1,5 @@
 """Quality of features without labels: rank, decay of the spectrum, alignment, uniformity, retrieval of views."""
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -8,6 +7,7 @@ from torch import Tensor
 from sslkit.augment import Crop, Flip, Grayscale, Jitter
 from sslkit.augment.multi_view import MultiViewAugmentation
 from sslkit.errors import UserError
+from sslkit.evaluation.drawing.images import drawn
 from sslkit.evaluation.evaluator import Evaluator
 from sslkit.evaluation.subject import Subject
 from sslkit.nn import geometry
@@ -29,9 +29,12 @@ class Geometry(Evaluator):
         """Smallest and largest share of the image in a view."""
         strength: float = Field(0.5, ge=0)
         """Strength of the change of colours in a view; 1 is SimCLR's on ImageNet."""
+        only_unlabelled: bool = False
+        """Measure nothing where there are labels; true for runs that name no evaluators."""
 
     config: Config
     needs_labels = False
+    beside_random_init = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -55,12 +58,15 @@ class Geometry(Evaluator):
             "view_retrieval": geometry.view_retrieval(first, second),
         }
 
+    def chance(self, subject: Subject) -> dict[str, float]:
+        return {"view_retrieval": 1 / min(self.config.images, len(subject.test))}
+
     def _features(self, subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, width] of a plain view and of two random views of the same images."""
         from sslkit.data import in_order
 
         store = subject.test
-        rows = np.sort(np.random.default_rng(subject.seed).permutation(len(store))[: self.config.images])
+        rows = drawn(len(store), self.config.images, subject.seed)
         augmentation = self._augmentation(subject)
         generator = torch.Generator(subject.device).manual_seed(subject.seed)
         batch_size = subject.preprocessing.batch_size

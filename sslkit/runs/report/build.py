@@ -15,8 +15,20 @@ from sslkit.errors import UserError
 from sslkit.machine import atomic
 from sslkit.machine.environment import package_version
 from sslkit.runs.directory import Record, RunFiles, is_number, read_run
+from sslkit.runs.label_free import LABEL_FREE
 from sslkit.runs.report import costs, figures
-from sslkit.runs.report.results import Headline, headline_of, headlines, in_words, pareto, percent, shared_headline
+from sslkit.runs.report.results import (
+    Headline,
+    WithoutLabels,
+    headline_of,
+    headlines,
+    in_words,
+    pareto,
+    percent,
+    shared_headline,
+    without_labels,
+    without_labels_of,
+)
 from sslkit.runs.verdict import verdict
 
 if TYPE_CHECKING:
@@ -31,6 +43,7 @@ FIRST_CURVES = {
     "effective_rank": "Directions of the features (effective_rank)",
 }
 NO_CURVE = frozenset({"step", "epoch", "seconds"})
+VIEWS = "view_retrieval"
 COSTS = {"GFLOPs": "GFLOPs of one image", "seconds": "seconds of training", "kWh": "kWh of training"}
 
 
@@ -61,9 +74,10 @@ def one_run(run: RunFiles) -> dict[str, Any]:
         "remarks": run.remarks,
         "subtitle": _subtitle(run),
         "headlines": headlines(run),
+        "without_labels": without_labels(run),
         "verdict": verdict(run.metrics, run.evaluations, run.derived.get("width")),
         "views": _picture(run, "figures/views.png", _views_alt(run)),
-        "charts": [*_accuracy_charts(run), *_metric_charts(run, FIRST_CURVES)],
+        "charts": [*_accuracy_charts(run), *_label_free_charts(run), *_metric_charts(run, FIRST_CURVES)],
         "checkpoints": _picture(run, "figures/checkpoints.png", "Accuracy of every kept checkpoint over epochs."),
         "more_charts": _metric_charts(run, {k: k for k in _other_metrics(run)}),
         "exhibits": _exhibits(run),
@@ -82,12 +96,15 @@ def several_runs(runs: Sequence[RunFiles]) -> dict[str, Any]:
     name = shared_headline(runs)
     chosen = [headline_of(run, name) for run in runs]
     names = _names(runs)
+    table = [[without_labels_of(run, figure) for figure in LABEL_FREE] for run in runs]
     return {
         "title": f"{len(runs)} runs",
         "subtitle": ", ".join(dict.fromkeys(run.setting("method.name") for run in runs)),
-        "remarks": [f"{n}: {remark}" for n, run in zip(names, runs) for remark in run.remarks] + _caveats(chosen),
-        "rows": [_row(number, *row) for number, row in enumerate(zip(names, runs, chosen), 1)],
+        "remarks": [f"{n}: {remark}" for n, run in zip(names, runs) for remark in run.remarks]
+        + _caveats(chosen, table),
+        "rows": [_row(number, *row) for number, row in enumerate(zip(names, runs, chosen, table), 1)],
         "shared": next((h.title for h in chosen if h), None),
+        "label_free": list(LABEL_FREE.values()) if any(map(any, table)) else [],
         "units": COSTS,
         "charts": [*_overlaid(names, runs, chosen), *_tradeoffs(names, runs, chosen)],
         "heat": _heat(runs, chosen),
@@ -147,6 +164,22 @@ def _picture(run: RunFiles, path: str, alt: str) -> figures.Picture | None:
 def _accuracy_charts(run: RunFiles) -> list[figures.Chart]:
     trained = [h for h in headlines(run) if len(h.epochs) > 1]
     return [figures.curves("Accuracy", [_series(h.title, h) for h in trained], percent=True)] if trained else []
+
+
+def _label_free_charts(run: RunFiles) -> list[figures.Chart]:
+    found = [f for f in without_labels(run) if len(f.epochs) > 1]
+    series = [(f, _label_free_series(f.about.title, f)) for f in found]
+    return [figures.curves(_titled(f.name), [curve], percent=f.about.fraction) for f, curve in series]
+
+
+def _titled(name: str) -> str:
+    about = LABEL_FREE[name]
+    return f"{about.title[0].upper()}{about.title[1:]}, without labels ({about.better} is better)"
+
+
+def _label_free_series(name: str, figure: WithoutLabels) -> figures.Series:
+    x, y = zip(*figure.epochs)
+    return figures.Series(name, list(x), list(y))
 
 
 def _series(name: str, headline: Headline) -> figures.Series:
@@ -238,18 +271,22 @@ def _names(runs: Sequence[RunFiles]) -> list[str]:
     return [name if short.count(name) == 1 else str(run.path) for name, run in zip(short, runs)]
 
 
-def _caveats(chosen: Sequence[Headline | None]) -> list[str]:
-    if len({(h.data, h.protocol) for h in chosen if h}) > 1:
+def _caveats(chosen: Sequence[Headline | None], table: list[list[WithoutLabels | None]]) -> list[str]:
+    label_free = {(f.data, f.protocol) for row in table for f in row if f}
+    if max(len({(h.data, h.protocol) for h in chosen if h}), len(label_free)) > 1:
         return ["Not all runs were evaluated with the same images and protocol: compare them with care."]
     return []
 
 
-def _row(number: int, name: str, run: RunFiles, headline: Headline | None) -> dict[str, Any]:
+def _row(
+    number: int, name: str, run: RunFiles, headline: Headline | None, label_free: list[WithoutLabels | None]
+) -> dict[str, Any]:
     return {
         "number": number,
         "name": name,
         "settings": [run.setting(key) for key in ("method.name", "backbone.name", "data.name", "epochs", "seed")],
         "headline": headline,
+        "label_free": label_free,
         "costs": [costs.cost(run, unit) for unit in COSTS],
         "parameters": run.derived.get("parameters") if is_number(run.derived.get("parameters")) else None,
         "others": "; ".join(f"{h.title} {h.last}" for h in headlines(run) if h != headline),
@@ -259,8 +296,11 @@ def _row(number: int, name: str, run: RunFiles, headline: Headline | None) -> di
 def _overlaid(names: list[str], runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> list[figures.Chart]:
     accuracy = [_series(name, h) for name, h in zip(names, chosen) if h]
     title = next((h.title for h in chosen if h), "")
+    views = [_label_free_series(n, f) for n, run in zip(names, runs) if (f := without_labels_of(run, VIEWS))]
     losses = [s for name, run in zip(names, runs) if (s := _metric(run, "loss", name)).x]
     charts = [figures.curves(f"Accuracy: {title}", accuracy, percent=True)] if accuracy else []
+    # Where nothing has labels, the views' retrieval is what compares runs.
+    charts += [figures.curves(_titled(VIEWS), views, percent=True)] if views and not accuracy else []
     return charts + ([figures.curves("Loss (compare within one method)", losses)] if losses else [])
 
 

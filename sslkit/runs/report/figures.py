@@ -153,13 +153,21 @@ def explorer(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         maps = {name: _normalised(found[name]) for name in ("tsne", "pca") if found.get(name)}
-        labels, classes = [int(n) for n in found["labels"]], [str(name) for name in found["classes"]]
+        labels, classes = _labels(found["labels"]), [str(name) for name in found["classes"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    fits = maps and all(len(points) == len(labels) for points in maps.values())
-    if not labels or not fits or not all(0 <= n < len(classes) for n in labels):
+    if labels is None and maps and not classes:
+        # Images without labels are all drawn alike.
+        labels = [0] * max(map(len, maps.values()))
+    elif not labels or not all(0 <= n < len(classes) for n in labels):
+        return None
+    if not maps or not all(len(points) == len(labels) for points in maps.values()):
         return None
     return {"maps": maps, "labels": labels, "classes": classes, "sprite": _sprite(path, found.get("sprite"))}
+
+
+def _labels(found: Any) -> list[int] | None:
+    return None if found is None else [int(n) for n in found]
 
 
 def _sprite(path: Path, about: Any) -> dict[str, Any] | None:

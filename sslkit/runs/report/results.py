@@ -1,11 +1,15 @@
-"""Results of a run: accuracies after the last epoch, at random initialisation, and, labelled so, maxima over epochs."""
+"""Results of a run: accuracies after the last epoch, at random initialisation, and, labelled so, maxima over epochs.
+
+Figures without labels stand beside random initialisation too, without a maximum.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sslkit.runs.directory import Record, RunFiles, is_number
-from sslkit.runs.records import CHANCE, RAW_PIXELS, floors_of
+from sslkit.runs.label_free import LABEL_FREE, LabelFree, label_free
+from sslkit.runs.records import CHANCE, RANDOM_INIT, RAW_PIXELS, floors_of
 
 Key = tuple[str, str, str, str]
 """Evaluator, figure, protocol, data: only results that agree in all four belong to one curve."""
@@ -70,6 +74,30 @@ class Headline:
         return "" if self.first is None else f"{100 * (self.last.value - self.first.value):+.1f} points"
 
 
+@dataclass(frozen=True)
+class WithoutLabels:
+    """One figure that needs no labels over the epochs of a run."""
+
+    name: str
+    """Its name in records, such as rankme."""
+    protocol: str
+    data: str
+    epochs: tuple[tuple[float, float], ...]
+    """(epoch, value), in order, one per epoch."""
+    random_init: float | None
+    """Its value at random initialisation; None if that was not measured, or if nothing was measured after it."""
+    chance: float | None
+    """Its value for features without any information; None where that is unknown."""
+
+    @property
+    def about(self) -> LabelFree:
+        return LABEL_FREE[self.name]
+
+    @property
+    def last(self) -> tuple[float, float]:
+        return self.epochs[-1]
+
+
 def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
@@ -93,6 +121,23 @@ def headlines(run: RunFiles) -> list[Headline]:
         )
         for key, by_epoch in found.items()
     ]
+
+
+def without_labels(run: RunFiles) -> list[WithoutLabels]:
+    """Return every figure without labels of a run, in order of first occurrence; the newest of an epoch counts."""
+    records: dict[tuple[str, str, str], dict[float, Record]] = {}
+    for record in run.evaluations:
+        for name in label_free(record):
+            key = (name, str(record.get("protocol", "")), str(record.get("data", "")))
+            records.setdefault(key, {})[record.get("epoch", 0)] = record
+    return [_over_epochs(*key, by_epoch) for key, by_epoch in records.items()]
+
+
+def _over_epochs(name: str, protocol: str, data: str, by_epoch: dict[float, Record]) -> WithoutLabels:
+    epochs = tuple((epoch, float(by_epoch[epoch][name])) for epoch in sorted(by_epoch))
+    first = epochs[0][1] if epochs[0][0] == 0 and len(epochs) > 1 else None
+    floors = floors_of(by_epoch[epochs[-1][0]], name)
+    return WithoutLabels(name, protocol, data, epochs, floors.get(RANDOM_INIT, first), floors.get(CHANCE))
 
 
 def accuracies(record: Record) -> list[str]:
@@ -126,6 +171,12 @@ def headline_of(run: RunFiles, name: tuple[str, str] | None) -> Headline | None:
     return max(mine, key=lambda h: len(h.epochs), default=None)
 
 
+def without_labels_of(run: RunFiles, name: str) -> WithoutLabels | None:
+    """Return the run's figure of that name; if there are several, the one measured at the most epochs."""
+    mine = [f for f in without_labels(run) if f.name == name]
+    return max(mine, key=lambda f: len(f.epochs), default=None)
+
+
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the Pareto front of (cost, accuracy) pairs, in order of increasing cost."""
     front: list[tuple[float, float]] = []
@@ -147,7 +198,7 @@ def _is_fraction(record: Record, name: str) -> bool:
 
 def _formatted(record: Record, name: str, value: Any) -> str:
     if not _is_fraction(record, name):
-        return f"{name} {value:.4g}"
+        return f"{name} {LABEL_FREE[name].text(value) if name in label_free(record) else format(value, '.4g')}"
     interval = _accuracy(record, name)
     bounds = "" if interval.low is None else f" ({percent(interval.low)} to {percent(interval.high or 0)})"
     return f"{name} {percent(value)}{bounds}"

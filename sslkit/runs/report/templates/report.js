@@ -140,7 +140,7 @@ function Explorer(root) {
 
   function place() {
     const raw = data.maps[map ? map.value : Object.keys(data.maps)[0]];
-    const shown = (i) => only.value === "" || data.labels[i] === Number(only.value);
+    const shown = (i) => !only || only.value === "" || data.labels[i] === Number(only.value);
     // y grows upwards in the data and downwards on the screen.
     points = raw.map(([x, y], i) => shown(i) && [margin + x * (1 - 2 * margin), 1 - margin - y * (1 - 2 * margin)]);
   }
@@ -163,9 +163,12 @@ function Explorer(root) {
   function show(i) {
     paint(i);
     tip.hidden = i < 0;
-    reading.textContent = i < 0 ? "" : `${data.classes[data.labels[i]]}, image ${i + 1} of ${points.length}`;
+    // Images without labels have no classes.
+    const name = i < 0 ? undefined : data.classes[data.labels[i]];
+    const which = `image ${i + 1} of ${points.length}`;
+    reading.textContent = i < 0 ? "" : name === undefined ? which : `${name}, ${which}`;
     if (i < 0) return;
-    tip.querySelector(".what").textContent = data.classes[data.labels[i]];
+    tip.querySelector(".what").textContent = name ?? which;
     if (data.sprite) {
       const { columns } = data.sprite;
       thumb.style.backgroundSize = `${columns * 64}px auto`;
