@@ -116,14 +116,14 @@ def run_part(part: Part, settings: Settings, results: Results, left: float, whol
     """Measure a part in a process of its own, and in a new one after each that died, until its time is up."""
     names, without = part.items(settings), ("skipped", "no time was left for it")
     deadline = time.monotonic() + min(part.share * whole, left)
-    while results.pending(part.name, names) and deadline - time.monotonic() > LEAST:
+    while (pending := results.pending(part.name, names)) and deadline - time.monotonic() > LEAST:
         ended = in_own_process(work, part.name, replace(settings, deadline=deadline), results.path, until=deadline)
         results.reload()
         if ended is None:
             break
         lost = results.end_running(*ended)
-        print(f"{part.name}: {', '.join(lost)}: {': '.join(ended)}", file=sys.stderr)
-        if not lost:
+        print(f"{part.name}: {', '.join(lost) or 'between two items'}: {': '.join(ended)}", file=sys.stderr)
+        if results.pending(part.name, names) == pending:
             # It did not come as far as its first item, and nor would another one.
             without = ended
             break

@@ -21,11 +21,12 @@ class DrawsOnCPU(TorchDispatchMode):
         kwargs = kwargs or {}
         if not draws(func):
             return func(*args, **kwargs)
-        device = _device_of(args, kwargs)
-        drawn = func(*tree_map(_to("cpu"), args), **tree_map(_to("cpu"), kwargs) | _on_cpu(kwargs))
+        kwargs_on_cpu = tree_map(_to("cpu"), kwargs) | _on_cpu(kwargs)
         if func._schema.is_mutable:
-            return args[0].copy_(drawn)
-        return tree_map(_to(device), drawn)
+            filled = torch.empty_like(args[0], device="cpu")
+            return args[0].copy_(func(filled, *tree_map(_to("cpu"), args[1:]), **kwargs_on_cpu))
+        drawn = func(*tree_map(_to("cpu"), args), **kwargs_on_cpu)
+        return tree_map(_to(_device_of(args, kwargs)), drawn)
 
 
 def draws(func: Any) -> bool:

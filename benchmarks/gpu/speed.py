@@ -27,7 +27,7 @@ def measured(item: str, settings: Settings) -> Result:
     """Return the result of `sslkit bench` for a cell, with the targets that concern it."""
     only = "views" if item.startswith("views") else "training"
     size = int(item.rpartition("-")[2])
-    peers = VIEWS_PEERS if only == "views" else TRAINING
+    peers = settings.sized(VIEWS_PEERS if only == "views" else TRAINING, ())
     protocol = Protocol(repeats=settings.sized(REPEATS, 1), seconds=SECONDS)
     cell = bench(resolve_new([*words_of(item, size), *of_size(size, item, settings)]), protocol, peers, only)
     targets = [
