@@ -19,7 +19,7 @@ from benchmarks.gpu.own_process import in_own_process
 from benchmarks.gpu.parts import PARTS
 from sslkit import plugins
 
-COMMAND = [str(ROOT / "benchmarks/gpu/run-all"), "--device", "cpu", "--toy"]
+COMMAND = [str(ROOT / "benchmarks/gpu/run-all"), "--device", "cpu", "--toy", "--minutes", "60"]
 ENV = {**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 AUGMENTATIONS = plugins.names("augmentations")
 
@@ -42,14 +42,16 @@ def test_every_part_runs_and_finds_what_is_expected(tmp_path):
     [call] = report["calls"]
     assert call["settings"] == {"device": "cpu", "toy": True}
     assert call["environment"]["git"] == "abc"
-    assert call["command"].startswith("benchmarks/gpu/run-all --device cpu --toy --out")
+    assert call["command"].startswith("benchmarks/gpu/run-all --device cpu --toy")
     assert {"torch", "sslkit"} <= call["environment"]["versions"].keys()
 
     agreement = items_of(file, "agreement")
     assert list(agreement) == plugins.names("methods")
     assert all(item["status"] == "done" and item["passed"] for item in agreement.values())
     assert any(item["device_from_float64"] != item["cpu_from_float64"] for item in agreement.values())
-    assert list(items_of(file, "augmentations")) == AUGMENTATIONS
+    augmentations = items_of(file, "augmentations")
+    assert list(augmentations) == AUGMENTATIONS
+    assert 0 < augmentations["simclr"]["without_tf32"]["largest"] < 1e-3
     assert items_of(file, "precision")["byol fp16"]["gradient_cosine"] > 0.9
     processes = items_of(file, "processes")
     assert processes["gloo simclr"]["passed"]

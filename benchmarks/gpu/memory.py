@@ -5,25 +5,25 @@ import torch
 from benchmarks.gpu.settings import Result, Settings
 from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
-from sslkit.machine.devices import release
+from sslkit.machine.devices import pick_device, release
 from sslkit.training.plan import CARD_GIB, CONTEXT_GIB, Plan, plan
 
 NETWORKS = ("resnet18", "mobilenetv3_large", "shufflenetv2")
 METHODS = ("simclr", "byol")
-SIZE, FEWEST, MOST = 96, 64, 4096
+SIZE, FEWEST, MOST = 96, 128, 2048
 """Pixels; images per batch of the first and of the last trial, which double in between."""
 GIB = 2**30
 
 
 def items(settings: Settings) -> list[str]:
-    combinations = [f"{method} {network}" for network in NETWORKS for method in METHODS]
+    combinations = [f"{method} {network}" for method in METHODS for network in NETWORKS]
     return settings.sized(combinations, ["simclr shufflenetv2"])
 
 
 def largest_batch(item: str, settings: Settings) -> Result:
     """Double the batch until it no longer fits; a larger card is limited to what one of 8 GB offers."""
     method, network = item.split()
-    device = torch.device(settings.device)
+    device = pick_device(settings.device)
     if settings.on_card:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (CARD_GIB - CONTEXT_GIB) * GIB / total), device)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from benchmarks.gpu.agreement import difference_of, gradients, relative, setup_of, views_of, within
 from benchmarks.gpu.settings import Result, Settings, Skipped
-from sslkit.errors import in_one_line
 from sslkit.machine import distributed
 from sslkit.machine.precision import exact_products
 from sslkit.methods.base import Batch
@@ -46,8 +45,9 @@ def two_processes(item: str, settings: Settings) -> Result:
         try:
             in_two_processes(step_of_half, method, settings, folder, backend=BACKENDS[backend])
         except Exception as error:
-            if backend == "nccl" and torch.cuda.device_count() == 1 and any(text in str(error) for text in REFUSED):
-                raise Skipped(f"NCCL does not run two processes on one card: {in_one_line(error)[-200:]}") from error
+            refusal = [line for line in str(error).splitlines() if any(text in line for text in REFUSED)]
+            if backend == "nccl" and torch.cuda.device_count() == 1 and refusal:
+                raise Skipped(f"NCCL does not run two processes on one card: {refusal[-1]}") from error
             raise
         first, second = (load_file(Path(folder) / f"{rank}.safetensors") for rank in (0, 1))
     return compared(first, second, first_step(made(method, settings))) | {"cards": torch.cuda.device_count()}
