@@ -111,6 +111,19 @@ def test_a_part_that_dies_is_recorded_and_the_rest_goes_on(tmp_path):
     assert items_of(file, "augmentations")[died[0]]["status"] == "done"
 
 
+def test_a_call_that_is_stopped_leaves_no_process_behind(tmp_path):
+    file = tmp_path / "gpu.json"
+    command = [*COMMAND, "--out", str(file), "--only", "augmentations"]
+    running = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    worker = first_process(file, running)
+    running.terminate()
+    out, err = running.communicate(timeout=100)
+    assert running.returncode == 143, out + err
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    assert "running" in {item["status"] for item in items_of(file, "augmentations").values()}
+
+
 def first_process(file, running) -> int:
     """The number of the process that measures, as soon as it has begun with an item."""
     end = time.monotonic() + 120

@@ -28,15 +28,17 @@ from sslkit.errors import UserError
 from sslkit.machine.cards import driver_version
 from sslkit.machine.environment import environment, package_version
 
+RESERVE = 15.0
+"""Seconds of the whole time for importing, and for ending what is cut off."""
 LEAST = 3.0
 """Seconds below which no process is started."""
 
 
 def main() -> int:
     """Run the parts; return the exit status: 0, 1 if something is not as expected, 2 for a mistake of the user."""
-    parser, end = arguments(), time.monotonic()
+    began, parser = time.monotonic(), arguments()
     args = parser.parse_args()
-    end += 60 * args.minutes
+    whole = 60 * args.minutes
     # Lets the blocks that end processes and remove folders finish.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
@@ -47,8 +49,8 @@ def main() -> int:
         except UserError as error:
             parser.error(str(error))
         for part in (BY_NAME[name] for name in args.only):
-            run_part(part, settings, results, end - time.monotonic(), 60 * args.minutes)
-    results.end_call(60 * args.minutes - (end - time.monotonic()))
+            run_part(part, settings, results, whole, began + whole - RESERVE)
+    results.end_call(time.monotonic() - began)
     return summary(results)
 
 
@@ -112,10 +114,13 @@ def missing_plugins() -> list[str]:
     return missing
 
 
-def run_part(part: Part, settings: Settings, results: Results, left: float, whole: float) -> None:
-    """Measure a part in a process of its own, and in a new one after each that died, until its time is up."""
+def run_part(part: Part, settings: Settings, results: Results, whole: float, end: float) -> None:
+    """Measure a part in a process of its own, and in a new one after each that died, until its time is up.
+
+    whole: seconds for all parts together. end: time of `time.monotonic()` at which they must have ended.
+    """
     names, without = part.items(settings), ("skipped", "no time was left for it")
-    deadline = time.monotonic() + min(part.share * whole, left)
+    deadline = min(time.monotonic() + part.share * whole, end)
     while (pending := results.pending(part.name, names)) and deadline - time.monotonic() > LEAST:
         ended = in_own_process(work, part.name, replace(settings, deadline=deadline), results.path, until=deadline)
         results.reload()

@@ -50,9 +50,10 @@ def work(name: str, settings: Settings, path: Path) -> None:
 
     Ends with SystemExit if the card no longer answers this process.
     """
-    part, results, longest = BY_NAME[name], Results(path), 0.0
+    part, results, longest, parent = BY_NAME[name], Results(path), 0.0, os.getppid()
     for number, item in enumerate(results.pending(name, part.items(settings))):
-        if settings.seconds_left < longest:
+        if settings.seconds_left < longest or os.getppid() != parent:
+            # A process that outlives the call that started it must not write beside the next call.
             return
         began = time.monotonic()
         results.put(name, item, part.about, status="running", process=os.getpid())
