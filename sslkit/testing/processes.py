@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sslkit.methods.base import Batch
+
 IMPORTED = (
     "sslkit.training.engine",
     "sslkit.testing",
@@ -52,20 +54,29 @@ def _our_path() -> Iterator[None]:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
 
 
-def in_two_processes(work: Callable[..., Any], *args: Any) -> None:
-    """Call work(rank, *args) in two processes that share a process group, on the CPU, one thread each.
+def in_two_processes(work: Callable[..., Any], *args: Any, backend: str = "gloo") -> None:
+    """Call work(rank, *args) in two processes that share a process group, one thread each.
 
-    `work` and `args` are pickled, so `work` is a function of a module. Raises what one of the processes raises.
+    backend: as in `torch.distributed.init_process_group`; gloo serves the CPU. `work` and `args` are pickled, so `work`
+    is a function of a module. Raises what one of the processes raises.
     """
     method = fork_server().get_start_method()
     with tempfile.TemporaryDirectory() as folder:
-        meeting = (f"file://{folder}/meeting", work, args)
+        meeting = (backend, f"file://{folder}/meeting", work, args)
         torch.multiprocessing.start_processes(_joined, meeting, nprocs=2, start_method=method)
 
 
-def _joined(rank: int, meeting: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def half(batch: Batch, rank: int) -> Batch:
+    """Return the part of a batch that process `rank` of two has: half of the images, with all their views."""
+    images = len(batch.indices)
+    crops = [crop.unflatten(0, (-1, images)).chunk(2, 1)[rank].flatten(0, 1) for crop in batch.crops]
+    labels = None if batch.labels is None else batch.labels.chunk(2)[rank]
+    return Batch(crops, batch.indices.chunk(2)[rank], labels)
+
+
+def _joined(rank: int, backend: str, meeting: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    dist.init_process_group(backend, meeting, rank=rank, world_size=2)
     try:
         work(rank, *args)
     finally:

@@ -22,6 +22,7 @@ from sslkit.machine import distributed
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.runs.run import Run
 from sslkit.testing import in_two_processes
+from sslkit.testing.processes import half
 from sslkit.training import tune
 from sslkit.training.build import build
 
@@ -109,12 +110,6 @@ def whole_batch(name: str) -> Batch:
     images = torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     labels = torch.arange(IMAGES) % 4 if method.uses_labels else None
     return Batch(augmentation(images, generator), torch.arange(IMAGES) + 5, labels)
-
-
-def half(batch: Batch, rank: int) -> Batch:
-    crops = [crop.unflatten(0, (-1, IMAGES)).chunk(2, 1)[rank].flatten(0, 1) for crop in batch.crops]
-    labels = None if batch.labels is None else batch.labels.chunk(2)[rank]
-    return Batch(crops, batch.indices.chunk(2)[rank], labels)
 
 
 def exact(name: str) -> Method:
