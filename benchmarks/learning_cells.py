@@ -4,7 +4,6 @@ sslkit is trained by its users' own command, `sslkit run method=... backbone=...
 come with the method; lightly by its own example (`lightly_example.py`). Floors are cells that train nothing.
 """
 
-import json
 import shlex
 import subprocess
 import sys
@@ -22,8 +21,6 @@ OWN = "own"
 """Stem that the backbone takes by itself for the size of the images."""
 RANDOM, PIXELS = "random-init", "raw-pixels"
 """Contestants that train nothing: the floors."""
-PLANNED_EPOCHS = 1000
-"""Epochs of the run whose speed is planned: enough for every execution to be tried."""
 
 Training = dict[str, Any]
 
@@ -116,7 +113,7 @@ def _train_sslkit(cell: Cell, folder: Path) -> tuple[Any, Training]:
     from sslkit.runs.run import Run
 
     words = [*cell.run_words(folder), f"seed={cell.seed}", "evaluators=[]", "report=false"]
-    words += time_words(words, cell.seconds)
+    words += [f"budget={cell.seconds:g}"]
     with tempfile.TemporaryDirectory() as place:
         _sslkit(["run", *words, f"out={place}/run"], stdout=sys.stderr)
         run = Run.open(f"{place}/run")
@@ -126,20 +123,6 @@ def _train_sslkit(cell: Cell, folder: Path) -> tuple[Any, Training]:
 def _sslkit(words: list[str], stdout: Any) -> str:
     done = subprocess.run([sys.executable, "-m", "sslkit", *words], check=True, stdout=stdout, text=True)
     return done.stdout or ""
-
-
-def time_words(words: list[str], seconds: float) -> list[str]:
-    """Return the settings that end a run of these `words` within `seconds` of training.
-
-    Where the run itself has no setting for that, its epochs are those that its planned speed allows.
-    """
-    from sslkit.config.run import RunConfig
-
-    if "budget" in RunConfig.model_fields:
-        return [f"budget={seconds:g}"]
-    plan = json.loads(_sslkit(["run", *words, f"epochs={PLANNED_EPOCHS}", "--plan", "--json"], subprocess.PIPE))
-    an_epoch = plan["seconds_step"] * plan["steps"] / PLANNED_EPOCHS
-    return [f"epochs={max(1, int(seconds / an_epoch))}"]
 
 
 def _timing(run: Any) -> Training:

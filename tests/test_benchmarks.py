@@ -85,7 +85,7 @@ def test_executions_are_compared_by_losses_and_accuracy(few_images, monkeypatch)
 @pytest.fixture
 def small_foretell(monkeypatch):
     """The script at sizes whose figures mean nothing."""
-    foretell = script("foretell")
+    foretell = import_module("foretell")
     for name, size in {"EPOCHS": 1, "BATCH": 16, "TRAIN": 48, "VALIDATION": 24}.items():
         monkeypatch.setattr(foretell, name, size)
     return foretell
@@ -126,7 +126,7 @@ def test_foretell_goes_on_where_it_was_stopped_and_writes_its_table(shared, smal
 
 
 def test_foretell_ranks_by_quality_over_all_and_within_methods():
-    foretell = script("foretell")
+    foretell = import_module("foretell")
 
     def one(method, linear, alignment, alpha):
         figures = dict.fromkeys(foretell.LABEL_FREE, 1.0) | {"alignment": alignment, "alpha_req": alpha}
@@ -147,7 +147,7 @@ def test_foretell_ranks_by_quality_over_all_and_within_methods():
 
 
 def test_the_table_of_foretell_in_the_docs_is_that_of_its_results():
-    foretell = script("foretell")
+    foretell = import_module("foretell")
     text = (ROOT / "docs/evaluation.md").read_text()
     shown = text.partition(foretell.BEGIN)[2].partition(foretell.END)[0].strip()
     results = ROOT / "benchmarks/results/foretell-cpu.json"

@@ -54,6 +54,9 @@ class BYOL(Method):
             "method.momentum": task.momentum(0.996),
             "method.hidden": task.when_short(1024, 4096),
             "method.last_norm": task.when_short(True, False),
+            "optimizer.name": Fitted("lars", "BYOL collapses with AdamW"),
+            "optimizer.lr": task.when_short(2.0, 0.2),
+            "optimizer.weight_decay": Fitted(1.5e-6, "the paper's"),
         }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:

@@ -85,7 +85,7 @@ def _set_by_user(requested: dict[str, Any], key: str) -> Fitted | None:
 
 
 def _of_components(requested: dict[str, Any], task: Task) -> dict[str, Fitted]:
-    """Return what the method, and the augmentation that will be used, say about the task."""
+    """Return the advice of the method and of the augmentation that will be used."""
     augmentation = load_component("augment", _names(requested).values)
     own = {f"augment.{key}": fitted for key, fitted in _fitted(augmentation, task).items()}
     return own | _fitted(load_component("method", requested), task)

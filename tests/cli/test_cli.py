@@ -48,7 +48,7 @@ def test_a_dry_run_prints_every_setting_with_its_origin_and_trains_nothing(sslki
     assert done.returncode == 0
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert lines["epochs"].split()[1:] == ["3", "command", "line"]
-    assert "method byol" in lines["optimizer.warmup_epochs"]
+    assert "auto: a twentieth of the run" in lines["optimizer.warmup_epochs"]
     assert "data set digits" in lines["augment.name"]
     assert list(tmp_path.iterdir()) == []
 

@@ -263,3 +263,15 @@ def test_ffcv_dying_in_its_thread_is_an_error_and_no_hang(stores):
     made._stream.code = (None, None)
     with pytest.raises(RuntimeError, match="decoding thread has died"):
         next(made.epoch(0))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_last_incomplete_batch_is_filled_up_so_that_no_image_is_left_out(stores, world):
+    of_ranks = [
+        loader(stores["raw"], batch_size=16, drop_last=False, rank=rank, world=world).order.batches(epoch=3)
+        for rank in range(world)
+    ]
+    assert [len(rows) for rows in of_ranks] == [-(-90 // (16 * world))] * world
+    in_turn = np.stack(of_ranks, axis=1).reshape(-1)
+    assert sorted(in_turn[:90]) == list(range(90))
+    assert list(in_turn[90:]) == list(in_turn[: len(in_turn) - 90])

@@ -176,7 +176,7 @@ def test_one_class_is_nothing_to_measure_and_single_images_are_not_held_out(tmp_
     root = photos(tmp_path / "p", "a", "b", count=1)
     stores = open_stores(choose(Folder, "folder", tmp_path, root=root), None, 0, log=len)
     assert stores.train is None
-    assert "too few images" in stores.protocol
+    assert "for want of enough labelled images" in stores.protocol
 
 
 def test_a_packed_file_is_opened_in_place(tmp_path):

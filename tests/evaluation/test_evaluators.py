@@ -48,6 +48,7 @@ class Given:
     """A subject whose features are at hand."""
 
     seed = 0
+    labelled = True
 
     def __init__(self, features):
         self.features = features

@@ -44,6 +44,7 @@ def run_with_losses(method, folder, monkeypatch, images, epochs):
         augment=FEW_CROPS.get(method, plugins.find("methods", method).augment),
         data={"name": "shapes", "n_train": images, "n_test": 2, "image_size": 32},
         batch_size=4,
+        drop_last=True,
         epochs=epochs,
         evaluators=[],
         seed=3,

@@ -71,7 +71,10 @@ def test_settings_of_an_old_run_are_read_and_written_as_they_were():
     run = Run.open(OLD_RUN)
     before, now = yaml.safe_load((OLD_RUN / "config.yaml").read_text()), yaml.safe_load(run.config.to_yaml())
     assert {key: now[key] for key in before} == before
-    assert now.keys() - before.keys() == {"threads"}, "a setting that is new needs a default that changes no old run"
+    assert now.keys() - before.keys() == {"threads", "drop_last", "budget"}, (
+        "a setting that is new needs a default that changes no old run"
+    )
+    assert run.config.drop_last, "an epoch of an old run had whole batches only"
     assert run.origins["method.negatives"] == "command line"
     assert run.derived["execution"]["channels_last"] is True
     assert [m["step"] for m in run.metrics] == [2, 4, 6]
@@ -83,7 +86,7 @@ def whole(tmp_path_factory):
     """The old run once more, undisturbed."""
     settings = yaml.safe_load((OLD_RUN / "config.yaml").read_text())
     path = tmp_path_factory.mktemp("old") / "run"
-    return library.run(**settings | {"out": path, "report": False}, quiet=True)
+    return library.run(**settings | {"out": path, "report": False, "drop_last": True}, quiet=True)
 
 
 @pytest.fixture

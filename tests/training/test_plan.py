@@ -14,6 +14,7 @@ import sslkit as library
 from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
 from sslkit.training import plan as planning
+from sslkit.training import timed_steps as timing
 from sslkit.training.plan import CONTEXT_GIB, plan
 
 WORDS = [
@@ -81,7 +82,8 @@ def test_time_and_energy_follow_from_a_step(monkeypatch):
 
 def test_the_time_for_trying_is_bounded(monkeypatch):
     steps = []
-    monkeypatch.setattr(planning, "train_step", lambda setup, image_batches, step: steps.append(step))
+    for module in (planning, timing):
+        monkeypatch.setattr(module, "train_step", lambda setup, image_batches, step: steps.append(step))
     monkeypatch.setattr(planning, "SECONDS", 0.0)
     assert "median of 1 real steps" in plan(resolve(WORDS)).basis["time"]
     assert steps == [0, 1]
@@ -89,9 +91,10 @@ def test_the_time_for_trying_is_bounded(monkeypatch):
 
 def test_a_run_of_one_step_is_planned_with_that_step(monkeypatch):
     steps = []
-    monkeypatch.setattr(planning, "train_step", lambda setup, image_batches, step: steps.append(step))
+    for module in (planning, timing):
+        monkeypatch.setattr(module, "train_step", lambda setup, image_batches, step: steps.append(step))
     words = [w for w in replaced("epochs=1") if not w.startswith("batch_size")]
-    assert plan(resolve([*words, "batch_size=48"])).steps == 1
+    assert plan(resolve([*words, "batch_size=48", "drop_last=true"])).steps == 1
     assert steps == [0, 0, 0], "the last step there is, again"
 
 

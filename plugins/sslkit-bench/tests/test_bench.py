@@ -212,7 +212,7 @@ def test_a_step_beyond_the_run_s_last_is_its_last():
     steps = []
     setup.schedule.set = steps.append
     turn(Step("step", setup), 3, lambda: None)
-    assert steps == [0, 1, 1, 1]
+    assert steps == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("loader", ["resident", "torch"])

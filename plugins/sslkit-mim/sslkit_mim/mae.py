@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.errors import UserError
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit_mim.decoder import Decoder
@@ -53,6 +54,13 @@ class MAE(Method):
         "optimizer.warmup_epochs": 40,
     }
     backbone: VisionTransformer
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "backbone.name": Fitted("vit_tiny", "needs a vision transformer"),
+            "optimizer.betas": Fitted((0.9, 0.95), "the paper's"),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         # A pooling layer with weights would never be trained here.
