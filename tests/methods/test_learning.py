@@ -34,7 +34,8 @@ EVERYWHERE: dict[str, Any] = {
     "eval_every": 0,
     "report": False,
     "evaluators": {"knn": {"k": 20}},
-    "augment": "small",
+    "augment": {"name": "small", "crop": {"scale": (0.08, 1.0)}},
+    "drop_last": True,
     "optimizer": {
         "name": "adamw",
         "lr": 1e-3,
@@ -42,6 +43,7 @@ EVERYWHERE: dict[str, Any] = {
         "weight_decay": 1e-4,
         "exempt_lr": None,
         "weight_decay_end": None,
+        "warmup_epochs": 10,
     },
 }
 QUICK_STEPS = {"optimizer": {"lr": 2e-3}}
@@ -91,7 +93,7 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
                 "warmup_teacher_temperature": 0.03,
                 "freeze_last_layer": 0,
             },
-            "optimizer": {"lr": 3e-3, "warmup_epochs": 1},
+            "optimizer": {"lr": 3e-3, "warmup_epochs": 1, "clip_grad": 3.0},
             "epochs": 14,
         },
         0.015,

@@ -69,7 +69,8 @@ def test_flops_of_a_convolution_backwards(groups):
 
 
 def test_time_and_energy_follow_from_a_step(monkeypatch):
-    monkeypatch.setattr(planning, "train_step", lambda setup, image_batches, step: time.sleep(0.05))
+    for module in (planning, timing):
+        monkeypatch.setattr(module, "train_step", lambda setup, image_batches, step: time.sleep(0.05))
     slow = plan(resolve(replaced("epochs=200")))
     assert 0.05 <= slow.seconds_step < 0.2
     assert slow.steps == 600
