@@ -91,7 +91,7 @@ class MultiViewAugmentation(Augmentation):
             advice["crop.scale"] = Fitted((LEAST_CROP, usual.crop.scale[1]), f"{task.steps:,} steps are few")
         if task.small and usual.jitter.brightness * usual.jitter.strength > 0.4:
             advice["jitter.strength"] = Fitted(0.4 / usual.jitter.brightness, f"images of {task.image_size} px")
-        if task.small and usual.blur.p:
+        if task.small and usual.blur.p not in (0.0, (0.0,) * usual.views):
             advice["blur.p"] = Fitted(0.0, f"images of {task.image_size} px")
         return advice
 

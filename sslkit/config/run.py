@@ -23,7 +23,7 @@ def _seconds(value: Any) -> Any:
     return float(match[1]) * UNITS[match[2]]
 
 
-Seconds = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds)]
 
 
 class Optimizer(Config):
@@ -77,8 +77,8 @@ class RunConfig(Config):
     epochs: int = Field(100, ge=1)
     """Passes over the pre-training images."""
     budget: Seconds | None = None
-    """Time for training, such as 90s, 10m or 1.5h, evaluations apart: the epochs that fit are chosen from the measured
-    speed; null: `epochs` decides."""
+    """Time for training, such as 90s, 10m or 1.5h, evaluations and preparation apart: the run replaces it by the
+    `epochs` that fit, from its measured speed; null: `epochs` decides."""
     batch_size: int = Field(256, ge=2)
     """Images per loss, on all processes together."""
     drop_last: bool = False

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-SHORT = 20_000
-"""Steps below which a run is short: CIFAR-10's papers take about 100,000, ImageNet's more."""
+SHORT = 50_000
+"""Steps below which a run is short: papers take about 100,000 for CIFAR-10, and more for ImageNet."""
 
 
 class Fitted(NamedTuple):
@@ -44,7 +44,7 @@ class Task:
 
     @property
     def short(self) -> bool:
-        """True for runs of fewer steps than a tenth of what the papers' settings are for."""
+        """True for runs of half the steps that papers' settings are made for, or fewer."""
         return self.steps < SHORT
 
     def when_short(self, value: Any, otherwise: Any) -> Fitted:

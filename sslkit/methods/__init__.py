@@ -6,6 +6,7 @@ from sslkit.hookspecs import hookimpl
 from sslkit.plugins import lazy_names
 
 if TYPE_CHECKING:
+    from sslkit.config.task import Fitted, Task
     from sslkit.methods.base import Batch, Method, RunInfo
     from sslkit.methods.byol import BYOL
     from sslkit.methods.jigsaw import Jigsaw
@@ -21,6 +22,7 @@ __all__ = [
     "BYOL",
     "PIRL",
     "Batch",
+    "Fitted",
     "Jigsaw",
     "Method",
     "MoCoV2",
@@ -30,14 +32,17 @@ __all__ = [
     "SimCLR",
     "SplitBrain",
     "Supervised",
+    "Task",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Batch": "sslkit.methods.base",
+        "Fitted": "sslkit.config.task",
         "Method": "sslkit.methods.base",
         "RunInfo": "sslkit.methods.base",
+        "Task": "sslkit.config.task",
         "BYOL": "sslkit.methods.byol",
         "Jigsaw": "sslkit.methods.jigsaw",
         "MoCoV2": "sslkit.methods.mocov2",

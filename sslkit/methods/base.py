@@ -90,11 +90,13 @@ class Method(nn.Module):
 
     @classmethod
     def fitted(cls, task: Task) -> dict[str, Fitted]:
-        """Return settings, as dotted keys, that follow from the task; they take precedence over the general rules.
+        """Return the settings, by dotted key, that the method wants where no recipe is named.
 
-        Used where no recipe is named: {"method.queue": task.queue(65536)}. docs/auto-settings.md has the rules.
+        They take precedence over the general rules (docs/auto-settings.md). By default these are `defaults`, whatever
+        the task; a method that overrides this names what follows from the task, such as
+        {"method.queue": task.queue(65536)}, and {} leaves everything to the general rules.
         """
-        return {}
+        return {key: Fitted(value, "the method's own setting") for key, value in cls.defaults.items()}
 
     @classmethod
     def trained_backbone(cls, backbone: Choice) -> Choice:

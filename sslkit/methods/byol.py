@@ -56,6 +56,7 @@ class BYOL(Method):
             "method.last_norm": task.when_short(True, False),
             "optimizer.name": Fitted("lars", "BYOL collapses with AdamW"),
             "optimizer.lr": task.when_short(2.0, 0.2),
+            "optimizer.lr_scaling": task.when_short("none", "linear"),
             "optimizer.weight_decay": Fitted(1.5e-6, "the paper's"),
         }
 

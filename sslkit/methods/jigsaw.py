@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslkit.augment.ops import LUMA
+from sslkit.config.task import Fitted, Task
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.methods.patches import GRID, check_tiles, gap_size, tile_size, tiles
 from sslkit.nn.heads import mlp
@@ -52,6 +53,11 @@ class Jigsaw(Method):
         "optimizer.momentum": 0.9,
     }
     permutations: Tensor
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        """Return nothing: the general rules serve a short run better than the paper's settings."""
+        return {}
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

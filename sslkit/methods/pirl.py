@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslkit.config.task import Fitted, Task
 from sslkit.machine.distributed import shared
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.methods.patches import GRID, gap_size, tile_size, tiles
@@ -49,6 +50,11 @@ class PIRL(Method):
         "optimizer.momentum": 0.9,
         "optimizer.warmup_epochs": 0,
     }
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        """Return nothing: the general rules serve a short run better than the paper's settings."""
+        return {}
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

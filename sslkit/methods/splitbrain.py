@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from sslkit.backbones.layers import last_map, layer_names, tap
 from sslkit.backbones.splitnet import SplitNet
 from sslkit.config.base import Choice
+from sslkit.config.task import Fitted, Task
 from sslkit.machine import distributed
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.nn.colour import L_BINS, ab_bin, ab_bins, ab_table, lightness_bin
@@ -43,6 +44,11 @@ class SplitBrain(Method):
     backbone: SplitNet
     table: Tensor
     frequency: Tensor
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        """Return nothing: the general rules serve a short run better than the paper's settings."""
+        return {}
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone if isinstance(backbone, SplitNet) else SplitNet(backbone), info)

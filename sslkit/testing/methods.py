@@ -11,6 +11,7 @@ from sslkit.backbones import create_backbone
 from sslkit.config.base import Choice, Config
 from sslkit.config.components import config_class
 from sslkit.config.run import Optimizer, RunConfig
+from sslkit.config.task import Task
 from sslkit.methods.base import Batch, Method, RunInfo
 from sslkit.testing.contract import checked_settings, expect, seeded
 from sslkit.testing.examples import IMAGES, TinyBackbone, small_images
@@ -52,6 +53,19 @@ def _check_advice(method_class: type[Method]) -> None:
     advised = {k.partition(".")[2]: v for k, v in method_class.defaults.items() if k.startswith("optimizer.")}
     Optimizer.model_validate(advised)
     plugins.find("augmentations", method_class.augment)
+    for images in (IMAGES, 10**6):
+        _check_fitted(method_class, Task(images=images, image_size=32, batch_size=min(images, 128), epochs=10))
+
+
+def _check_fitted(method_class: type[Method], task: Task) -> None:
+    fitted = method_class.fitted(task)
+    for key, advice in fitted.items():
+        section = key.partition(".")[0]
+        expect(section in RunConfig.model_fields, f"fitted: {key} is not a setting of a run")
+        expect(bool(advice.reason), f"fitted: {key} has no reason, which --dry-run shows")
+    for section, settings in (("method", config_class(method_class)), ("optimizer", Optimizer)):
+        chosen = {k.partition(".")[2]: f.value for k, f in fitted.items() if k.startswith(f"{section}.")}
+        settings.model_validate(chosen)
 
 
 def _make_method(

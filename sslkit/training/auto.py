@@ -6,20 +6,19 @@ augmentations add their own in a class method `fitted(task)`.
 
 from typing import Any
 
-import torch
-
 from sslkit import plugins
 from sslkit.config.base import Choice
 from sslkit.config.layers import Layer
 from sslkit.config.resolve import load_component, requested_data
 from sslkit.config.task import Fitted, Task
 from sslkit.errors import UserError
+from sslkit.machine.devices import pick_device
 
 ASSUMED_IMAGES, ASSUMED_SIZE = 50_000, 32
 """Taken where data cannot be counted before it is downloaded or decompressed."""
 LARGEST_BATCH, SMALLEST_BATCH = 128, 16
 BATCHES_PER_EPOCH = 8
-STEPS = {"cpu": 2_500, "gpu": 25_000}
+STEPS, STEPS_ON_CUDA = 2_500, 25_000
 """Optimizer steps of a run whose epochs nobody has set."""
 FEWEST_EPOCHS = 10
 
@@ -32,7 +31,9 @@ def fitted_advice(requested: dict[str, Any]) -> list[Layer]:
     """
     images, image_size, counted = _images(requested_data(requested))
     batch_size = _set_by_user(requested, "batch_size") or batch_size_for(images, counted)
-    epochs = _set_by_user(requested, "epochs") or epochs_for(images, batch_size.value, requested.get("device"))
+    epochs = _set_by_user(requested, "epochs") or epochs_for(images, batch_size.value, _steps(requested))
+    if requested.get("budget") is not None:
+        epochs = epochs._replace(reason="a guess, until the run has measured how many fit into the budget")
     task = Task(images, image_size, batch_size.value, epochs.value)
     advice = {"batch_size": batch_size, "epochs": epochs, **general(task), **_of_components(requested, task)}
     return [_names(requested), *(Layer(f"auto: {f.reason}", {key: f.value}) for key, f in advice.items())]
@@ -58,12 +59,19 @@ def batch_size_for(images: int, counted: str = "") -> Fitted:
     )
 
 
-def epochs_for(images: int, batch_size: int, device: str | None = None) -> Fitted:
-    """Return the epochs of 2,500 steps, on a GPU of 25,000; ten epochs at least."""
-    steps = STEPS["gpu" if _on_gpu(device) else "cpu"]
+def epochs_for(images: int, batch_size: int, steps: int = STEPS) -> Fitted:
+    """Return the epochs that take about `steps` steps; ten epochs at least."""
     per_epoch = -(-images // batch_size)
     epochs = max(FEWEST_EPOCHS, round(steps / per_epoch))
     return Fitted(epochs, f"{epochs * per_epoch:,} steps of {batch_size} images")
+
+
+def _steps(requested: dict[str, Any]) -> int:
+    try:
+        device = pick_device(str(requested.get("device", "auto")))
+    except RuntimeError:
+        return STEPS
+    return STEPS_ON_CUDA if device.type == "cuda" else STEPS
 
 
 def _images(data: Choice | None) -> tuple[int, int, str]:
@@ -101,9 +109,3 @@ def _names(requested: dict[str, Any]) -> Layer:
 
 def _fitted(component: Any, task: Task) -> dict[str, Fitted]:
     return component.fitted(task) if hasattr(component, "fitted") else {}
-
-
-def _on_gpu(device: str | None) -> bool:
-    if device in (None, "auto"):
-        return torch.cuda.is_available()
-    return str(device).startswith("cuda")

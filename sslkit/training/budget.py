@@ -39,7 +39,8 @@ def fit_budget(resolved: Resolved, log: Callable[[str], None]) -> Resolved:
             "or lower data.image_size"
         )
     log(f"budget:   {epochs} epochs of {seconds:.3g} s fit into {in_words(budget)} of training, evaluations apart")
-    layer = Layer(f"auto: fits into budget={in_words(budget)}", {"epochs": epochs})
+    # Without the budget, the run's config.yaml is a recipe that anyone can run again.
+    layer = Layer(f"auto: fits into budget={in_words(budget)}", {"epochs": epochs, "budget": None})
     return resolve_new_layers([*resolved.layers, layer], Mistakes())
 
 

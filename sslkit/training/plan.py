@@ -13,6 +13,7 @@ from sslkit.backbones.flops import flops
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
 from sslkit.runs import energy
+from sslkit.training.budget import fit_budget
 from sslkit.training.build import build
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
 from sslkit.training.setup import TrainingSetup
@@ -70,7 +71,8 @@ def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> 
     For several processes, one is tried with its share of the batch. Raises UserError as the run would, also if memory
     runs out.
     """
-    config, processes = resolved.config, resolved.config.devices
+    config = fit_budget(resolved, log).config
+    processes = config.devices
     # Compilation takes longer than a plan should, and hides FLOPs from the counter.
     share = {"batch_size": config.batch_size // processes, "devices": 1, "compile": False}
     setup = build(config.model_copy(update=share), log)

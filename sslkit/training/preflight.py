@@ -26,12 +26,21 @@ def resolve_new(words: Iterable[str] = (), recipe: str | Path | None = None) -> 
 
 def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
     """Resolve layers, with settings that fit the task, and check them against the machine and the data."""
-    draft = draft_layers(layers, mistakes, fitted_advice)
+    draft = _fitted_draft(layers, mistakes)
     _check_components(draft, mistakes)
     if draft.config is not None:
         _check_machine(draft.config, mistakes)
         _check_budget(draft, mistakes)
     return draft.resolved(mistakes)
+
+
+def resolve_again(layers: list[Layer], mistakes: Mistakes) -> Resolved:
+    """Resolve the layers of a run that exists already: as a new run, without the checks that only a new one passes."""
+    return _fitted_draft(layers, mistakes).resolved(mistakes)
+
+
+def _fitted_draft(layers: list[Layer], mistakes: Mistakes) -> Draft:
+    return draft_layers(layers, mistakes, fitted_advice)
 
 
 def _check_budget(draft: Draft, mistakes: Mistakes) -> None:

@@ -1,11 +1,14 @@
 """Settings that fit the task: where they come from, what overrides them, and a time budget."""
 
+from typing import ClassVar
+
 import pytest
 
 import sslkit as library
 from sslkit import plugins
 from sslkit.config.task import Task
 from sslkit.errors import UserError
+from sslkit.methods import Method, SimCLR
 from sslkit.training import budget
 from sslkit.training.auto import batch_size_for, epochs_for
 from sslkit.training.preflight import resolve_new
@@ -24,10 +27,10 @@ def test_short_runs_get_settings_of_their_own_with_the_reason_as_origin():
 
 
 def test_what_the_user_sets_stays_and_the_rest_follows_from_it():
-    resolved = resolve_new([*SHAPES, "data.n_train=1000", "epochs=2000", "optimizer.lr=0.5"])
+    resolved = resolve_new([*SHAPES, "data.n_train=1000", "epochs=4000", "optimizer.lr=0.5"])
     assert resolved.values["optimizer.lr"] == 0.5
     assert resolved.origins["optimizer.lr"] == "command line"
-    assert resolved.values["method.temperature"] == 0.5, "32,000 steps are not few"
+    assert resolved.values["method.temperature"] == 0.5, "64,000 steps are not few"
 
 
 def test_with_a_recipe_only_what_is_left_to_auto_follows_from_the_task():
@@ -43,9 +46,9 @@ def test_a_batch_leaves_eight_steps_an_epoch_and_is_never_larger_than_the_data(i
 
 
 def test_fewer_images_are_seen_more_often():
-    assert epochs_for(10_000, 128, "cpu").value == 32
-    assert epochs_for(300, 32, "cpu").value == 250
-    assert epochs_for(1_000_000, 128, "cpu").value == 10
+    assert epochs_for(10_000, 128).value == 32
+    assert epochs_for(300, 32).value == 250
+    assert epochs_for(1_000_000, 128).value == 10
 
 
 @pytest.mark.parametrize(("steps", "momentum"), [(10, 0.9), (240, 0.95), (2_500, 0.9952), (10**6, 0.996)])
@@ -63,11 +66,13 @@ def test_the_advice_of_every_method_is_valid_for_few_images_and_for_many(method)
 def test_a_budget_chooses_the_epochs_that_fit(monkeypatch):
     resolved = resolve_new([*SHAPES, "data.n_train=64", "budget=0.5m"])
     assert resolved.config.budget == 30
+    assert "a guess" in resolved.origins["epochs"]
     monkeypatch.setattr(budget, "_seconds_per_epoch", lambda resolved, log: 2.0)
     logged = []
     fitted = budget.fit_budget(resolved, logged.append)
     assert fitted.config.epochs == 14, "0.95 of 30 seconds"
     assert fitted.origins["epochs"] == "auto: fits into budget=30s"
+    assert fitted.config.budget is None, "config.yaml is a recipe for the same run"
     assert "14 epochs of 2 s fit into 30s" in logged[0]
 
 
@@ -95,5 +100,15 @@ def test_a_budget_below_one_epoch_or_beside_epochs_is_a_mistake(monkeypatch):
         budget.fit_budget(resolve_new([*SHAPES, "budget=60"]), len)
     with pytest.raises(UserError, match="epochs: budget chooses"):
         resolve_new([*SHAPES, "budget=60", "epochs=3"])
-    with pytest.raises(UserError, match="must be a time such as 90s"):
-        resolve_new([*SHAPES, "budget=soon"])
+    for wrong in ("soon", ".inf", "-5", "1..5m"):
+        with pytest.raises(UserError, match="budget: "):
+            resolve_new([*SHAPES, f"budget={wrong}"])
+
+
+def test_a_method_that_declares_nothing_keeps_its_authors_settings():
+    class Own(Method):
+        defaults: ClassVar = {"optimizer.name": "sgd", "optimizer.lr": 0.05}
+
+    fitted = Own.fitted(Task(images=100, image_size=32, batch_size=10, epochs=1))
+    assert {key: advice.value for key, advice in fitted.items()} == Own.defaults
+    assert SimCLR.fitted(Task(images=100, image_size=32, batch_size=10, epochs=1)).keys().isdisjoint(SimCLR.defaults)

@@ -55,8 +55,8 @@ class SwAV(Method):
     @classmethod
     def fitted(cls, task: Task) -> dict[str, Fitted]:
         return {
-            "method.prototypes": task.prototypes(3000),
-            "method.queue_length": Fitted(0, "batches of at least as many images as there are prototypes"),
+            "method.prototypes": task.prototypes(min(3000, max(16, task.batch_size // 2))),
+            "method.queue_length": Fitted(0, "a batch has twice as many images as there are prototypes"),
         }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:

@@ -43,8 +43,8 @@ class EMPSSL(Method):
     @classmethod
     def fitted(cls, task: Task) -> dict[str, Fitted]:
         return {
-            "batch_size": Fitted(min(50, task.batch_size), "eight views of each image"),
-            "epochs": Fitted(max(2, task.epochs // 4), "eight views of each image"),
+            "batch_size": Fitted(min(50, task.batch_size), "many views of each image"),
+            "epochs": Fitted(max(2, task.epochs // 4), "many views of each image"),
             "method.hidden": task.when_short(1024, 4096),
         }
 

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslkit.config.task import Fitted, Task
 from sslkit.methods import Batch, Method, RunInfo
 from sslkit.nn.heads import mlp
 from sslkit.nn.health import feature_std
@@ -42,6 +43,15 @@ class SimSiam(Method):
         "optimizer.warmup_epochs": 0,
     }
     constant_lr: ClassVar[tuple[str, ...]] = ("predictor",)
+
+    @classmethod
+    def fitted(cls, task: Task) -> dict[str, Fitted]:
+        return {
+            "optimizer.name": Fitted("sgd", "the paper's"),
+            "optimizer.lr": task.when_short(0.1, 0.05),
+            "optimizer.lr_scaling": task.when_short("none", "linear"),
+            "method.hidden": task.when_short(512, 2048),
+        }
 
     def __init__(self, config: Config, backbone: nn.Module, info: RunInfo) -> None:
         super().__init__(config, backbone, info)

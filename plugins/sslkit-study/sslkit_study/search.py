@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from sslkit.config.layers import Layer, Mistakes, parse_words, settings_layer
-from sslkit.config.resolve import Resolved, draft_layers
+from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.machine import atomic
@@ -25,8 +25,7 @@ from sslkit.runs.display import Display
 from sslkit.runs.records import as_metrics
 from sslkit.runs.run import Run
 from sslkit.training import engine
-from sslkit.training.auto import fitted_advice
-from sslkit.training.preflight import resolve_new_layers
+from sslkit.training.preflight import resolve_again, resolve_new_layers
 from sslkit.training.stopping import Interrupted
 
 if TYPE_CHECKING:
@@ -125,11 +124,8 @@ def _plan(layer: Layer, mistakes: Mistakes, combination: tuple[str, ...], out: P
     path = out / _label(combination)
     own = Layer("search", {"method.transforms": list(combination), "out": str(path)})
     old = (path / "config.yaml").is_file()
-    layers = [Layer("search", BASE), layer, own]
-    if old:
-        resolved = draft_layers(layers, mistakes, fitted_advice).resolved(mistakes)
-    else:
-        resolved = resolve_new_layers(layers, mistakes)
+    resolve = resolve_again if old else resolve_new_layers
+    resolved = resolve([Layer("search", BASE), layer, own], mistakes)
     if old and (changed := _changed(Run.open(path).config, resolved.config)):
         raise UserError(f"{path} was run with another {' and '.join(changed)}; choose another --out")
     return resolved
