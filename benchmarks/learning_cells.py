@@ -112,17 +112,12 @@ def _train_sslkit(cell: Cell, folder: Path) -> tuple[Any, Training]:
     """
     from sslkit.runs.run import Run
 
-    words = [*cell.run_words(folder), f"seed={cell.seed}", "evaluators=[]", "report=false"]
-    words += [f"budget={cell.seconds:g}"]
+    words = [*cell.run_words(folder), f"seed={cell.seed}", f"budget={cell.seconds:g}", "evaluators=[]", "report=false"]
     with tempfile.TemporaryDirectory() as place:
-        _sslkit(["run", *words, f"out={place}/run"], stdout=sys.stderr)
+        command = [sys.executable, "-m", "sslkit", "run", *words, f"out={place}/run"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
         run = Run.open(f"{place}/run")
         return run.backbone(), _timing(run) | {"command": _without_places(words, folder)}
-
-
-def _sslkit(words: list[str], stdout: Any) -> str:
-    done = subprocess.run([sys.executable, "-m", "sslkit", *words], check=True, stdout=stdout, text=True)
-    return done.stdout or ""
 
 
 def _timing(run: Any) -> Training:

@@ -7,16 +7,17 @@ from sslkit.config.layers import Layer, Mistakes
 from sslkit.config.resolve import Resolved
 from sslkit.errors import UserError
 from sslkit.machine import distributed
+from sslkit.machine.load import computing_threads
 from sslkit.training.build import build
 from sslkit.training.preflight import resolve_new_layers
 from sslkit.training.timed_steps import endless_batches, timed_steps
 
 SHARE = 0.95
 """Share of the budget that is planned for: speed varies, and the run shall end within its time."""
-WARM_UP, MEASURED = 3, 200
-"""Steps that are taken before the measurement, and at most during it."""
-SECONDS = 4.0
-"""Time of the measurement after which no further step is taken."""
+WARM_UP, MEASURED = 2.0, 4.0
+"""Seconds of steps before the measurement, in which the number of threads settles, and during it."""
+MOST_STEPS = 200
+"""Largest number of steps that are taken in each of the two."""
 
 
 def fit_budget(resolved: Resolved, log: Callable[[str], None]) -> Resolved:
@@ -55,5 +56,10 @@ def in_words(seconds: float) -> str:
 def _seconds_per_epoch(resolved: Resolved, log: Callable[[str], None]) -> float:
     setup = build(resolved.config, log)
     batches = endless_batches(setup)
-    list(timed_steps(setup, batches, WARM_UP, SECONDS))
-    return mean(timed_steps(setup, batches, MEASURED, SECONDS)) * setup.steps_per_epoch
+    with computing_threads(resolved.config.threads, setup.device) as governor:
+        for seconds in (WARM_UP, MEASURED):
+            steps = []
+            for step in timed_steps(setup, batches, MOST_STEPS, seconds):
+                steps.append(step)
+                governor.adjust()
+    return mean(steps) * setup.steps_per_epoch
