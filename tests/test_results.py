@@ -379,7 +379,7 @@ def test_cells_are_measured_once_and_added_as_they_end(sitting, tmp_path):
     assert kept == list(first["cells"].values())
     assert ours["contestant"] == "sslkit"
     assert 0 < ours["seconds_trained"] < 20
-    assert ours["steps"] == round(ours["epochs"] * 2)
+    assert ours["steps"] == round(ours["epochs"] * 3), "40 images in batches of 16, none left out"
     assert ours["images_per_second"] == pytest.approx(16 * ours["steps"] / ours["seconds_trained"], rel=1e-3)
     assert ours["command"].startswith(
         "sslkit run method=simclr backbone=shufflenetv2 data=FOLDER backbone.stem=imagenet"
