@@ -22,7 +22,7 @@ def create_backbone(backbone: str | Choice, image_size: int = 224, **options: An
     """Create a backbone by its name, in training mode: [N, 3, image_size, image_size] float -> [N, width].
 
     `options` are those of `backbone.<option>=`: stem, pretrained. The module carries `width` (int, measured)
-    and `stem_kind` ("imagenet" or "small", the decision; `stem` itself is often a submodule's name).
+    and `stem_kind` ("imagenet", "medium" or "small", the decision; `stem` itself is often a submodule's name).
     Raises UserError for an unknown name or option, for a network that does not accept images of that size, and for
     weights that do not fit.
     """
@@ -61,16 +61,19 @@ def _call(factory: Callable[..., nn.Module], config: Config, image_size: int) ->
 
 
 def _fit_stem(net: nn.Module, name: str, stem: str, image_size: int) -> str:
-    if stem == "imagenet" or (stem == "auto" and image_size > SMALL):
-        return "imagenet"
+    # A network with a total stride below 16 was designed for small images, so auto leaves it unchanged.
+    least = 16 if stem == "auto" else 0
+    if stem == "auto":
+        stem = "small" if image_size <= SMALL else "imagenet"
+    if stem == "imagenet":
+        return stem
     try:
-        # A network with a total stride below 16 was designed for small images, so auto leaves it unchanged.
-        changed = stems.small_stem(net, image_size, least=16 if stem == "auto" else 0)
+        changed = stems.divide_stride(net, image_size, stems.DIVISORS[stem], least)
     except (UserError, RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"backbone {name} cannot have the small stem ({_first_line(error)}); use backbone.stem=imagenet"
+            f"backbone {name} cannot have the {stem} stem ({_first_line(error)}); use backbone.stem=imagenet"
         ) from error
-    return "small" if changed else "imagenet"
+    return stem if changed else "imagenet"
 
 
 def _measure_width(net: nn.Module, name: str, image_size: int) -> int:

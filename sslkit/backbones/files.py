@@ -27,7 +27,7 @@ class Header(Config):
     """Registered name of the backbone."""
     width: int
     """Width of the features."""
-    stem: Literal["imagenet", "small"]
+    stem: Literal["imagenet", "medium", "small"]
     """The stem it was built with."""
     image_size: int
     """Image size it was built for, in pixels."""

@@ -1,12 +1,11 @@
-"""The small stem: one rule, "drop the first two halvings of resolution", for any network.
+"""The small and the medium stem: one rule, "drop the first two halvings of resolution, or the first", for any network.
 
 At 32 px an ImageNet stem leaves most networks a single position. A forward pass with hooks finds the halvings.
 A strided convolution gets stride 1 and keeps its weights (its block has a shortcut only if it had one), a pooling
-layer becomes an identity, and the total stride goes from 32 to 8 (SqueezeNet: 16 to 4).
-
+layer becomes an identity, and the total stride goes from 32 to 8, or 16 with the medium stem (SqueezeNet: 16 to 4 or 8).
 
 Two changes affect a shape, though never a key: a 7×7 stem convolution becomes 3×3 with fresh weights (SimCLR,
-Chen et al. 2020, B.9), and vision transformers get patches of a quarter of the size (16 to 4).
+Chen et al. 2020, B.9), and vision transformers get patches of a quarter or half of the size (16 to 4 or 8).
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from sslkit.errors import UserError
 
-DROP = 4
-"""Factor by which the small stem divides the total stride: two halvings."""
+DIVISORS = {"imagenet": 1, "medium": 2, "small": 4}
+"""Factor by which a stem divides the total stride of the network as it comes."""
 
 
 @dataclass
@@ -30,35 +29,35 @@ class Reduction:
     modules: list[str] = field(default_factory=list)
 
 
-def small_stem(net: nn.Module, image_size: int, least: int = 0) -> bool:
-    """Drop the first two halvings of `net`, in place, keeping its keys; return True if it was changed.
+def divide_stride(net: nn.Module, image_size: int, divisor: int, least: int = 0) -> bool:
+    """Drop the first halvings of `net`, in place, keeping its keys; return True if it was changed.
 
-    A network whose total stride is below `least` is left unchanged. Raises UserError if the halvings cannot be dropped.
+    divisor: of the total stride, 2 for one halving and 4 for two. A network whose total stride is below `least` is left unchanged. Raises UserError if the halvings cannot be dropped.
     """
     if is_token_net(net):
         if net.patch_embed.patch_size[0] < least:
             return False
-        _quarter_patches(net, image_size)
+        _divide_patches(net, image_size, divisor)
         return True
     all_reductions = reductions(net, image_size)
     before = prod(r.factor for r in all_reductions)
     if before < least:
         return False
-    _drop_halvings(net, all_reductions)
-    if total_stride(net, image_size) * DROP != before:
+    _drop_halvings(net, all_reductions, divisor)
+    if total_stride(net, image_size) * divisor != before:
         raise UserError("its resolution does not follow from its strides")
     return True
 
 
-def _quarter_patches(net: Any, image_size: int) -> None:
+def _divide_patches(net: Any, image_size: int, divisor: int) -> None:
     patch = net.patch_embed.patch_size[0]
-    if patch % DROP:
-        raise UserError(f"its patches of {patch} px cannot be divided by {DROP}")
-    set_tokens(net, image_size, patch // DROP)
+    if patch % divisor:
+        raise UserError(f"its patches of {patch} px cannot be divided by {divisor}")
+    set_tokens(net, image_size, patch // divisor)
 
 
-def _drop_halvings(net: nn.Module, all_reductions: list[Reduction]) -> None:
-    remaining = DROP
+def _drop_halvings(net: nn.Module, all_reductions: list[Reduction], divisor: int) -> None:
+    remaining = divisor
     for reduction in all_reductions:
         if remaining == 1 or remaining % reduction.factor:
             break
@@ -66,7 +65,7 @@ def _drop_halvings(net: nn.Module, all_reductions: list[Reduction]) -> None:
             _keep_resolution(net, name)
         remaining //= reduction.factor
     if remaining > 1:
-        raise UserError("its first two halvings of resolution cannot be found")
+        raise UserError(f"its resolution does not start with halvings that divide it by {divisor}")
 
 
 def total_stride(net: nn.Module, image_size: int) -> int:

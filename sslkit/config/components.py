@@ -10,9 +10,9 @@ from sslkit.config.base import Config
 class BackboneConfig(Config):
     """Settings `backbone.<field>=` of a backbone that does not define a `Config` of its own."""
 
-    stem: Literal["auto", "imagenet", "small"] = "auto"
-    """First layers: small omits the first two downsamplings, so that small images keep resolution; auto: small up to
-    64 px, else imagenet."""
+    stem: Literal["auto", "imagenet", "medium", "small"] = "auto"
+    """First layers: small omits the first two downsamplings, so that small images keep resolution, medium the first;
+    auto: small up to 64 px, else imagenet."""
     pretrained: Path | None = None
     """Initial weights: a safetensors file of sslkit, timm or torchvision, whose classifier is ignored."""
 

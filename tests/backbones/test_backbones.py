@@ -92,13 +92,14 @@ def test_weights_load_into_the_plain_model_and_give_its_features(name):
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_small_stem(name):
+@pytest.mark.parametrize(("asked", "stem", "divisor"), [("auto", "small", 4), ("medium", "medium", 2)])
+def test_a_stem_divides_the_total_stride_and_keeps_the_keys(name, asked, stem, divisor):
     torch.manual_seed(0)
     plain = create_backbone(name, 32, stem="imagenet")
-    net = create_backbone(name, 32)
-    assert (plain.stem_kind, net.stem_kind) == ("imagenet", "small")
+    net = create_backbone(name, 32, stem=asked)
+    assert (plain.stem_kind, net.stem_kind) == ("imagenet", stem)
     before = 16 if name in ("squeezenet", "vit_tiny") else 32
-    assert (total_stride(plain, 32), total_stride(net, 32)) == (before, before // 4)
+    assert (total_stride(plain, 32), total_stride(net, 32)) == (before, before // divisor)
     own, native = net.state_dict(), plain.state_dict()
     assert list(own) == list(native)
     reshaped = {k for k in own if own[k].shape != native[k].shape}
@@ -173,6 +174,11 @@ def test_small_stem_of_any_network(name):
     assert dry_run(net, 32).shape == (1, net.width)
 
 
+def test_a_network_that_starts_with_a_quarter_of_the_resolution_cannot_have_the_medium_stem():
+    with pytest.raises(UserError, match="convnext_atto cannot have the medium stem .*; use backbone.stem=imagenet"):
+        create_backbone("timm:convnext_atto", 32, stem="medium")
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("name", ["shufflenetv2", "torchvision:shufflenet_v2_x0_5"])
 def test_shuffling_in_one_pass_is_torchvisions_to_the_bit_and_keeps_the_layout(name, layout):
@@ -228,7 +234,7 @@ def test_measuring_leaves_statistics_and_modes_alone():
         ("torchvision:shufflenet_v2_x1", {}, "shufflenet_v2_x1_0"),
         ("torchvision:fasterrcnn_resnet50_fpn", {}, "no classification model"),
         ("resnet18", {"steam": "small"}, "steam"),
-        ("resnet18", {"stem": "tiny"}, "stem: input should be 'auto', 'imagenet' or 'small'"),
+        ("resnet18", {"stem": "tiny"}, "stem: input should be 'auto', 'imagenet', 'medium' or 'small'"),
         ("resnet18", {"pretrained": "nowhere.safetensors"}, "is not a file"),
         ("torchvision:vit_b_32", {"stem": "small", "image_size": 64}, "use backbone.stem=imagenet"),
         ("timm:mixer_s32_224", {"image_size": 96}, "cannot take images of 96 px"),
@@ -283,7 +289,7 @@ def registered():
 def test_a_plugin_backbone_with_its_own_config(registered, tmp_path):
     net = create_backbone("tiny_net", 32, channels=7)
     assert (net.width, net.stem_kind) == (7, "imagenet"), "auto leaves a network for small images alone"
-    with pytest.raises(UserError, match=r"first two halvings.*use backbone\.stem=imagenet"):
+    with pytest.raises(UserError, match=r"halvings that divide it by 4\).*use backbone\.stem=imagenet"):
         create_backbone("tiny_net", 32, stem="small")
     config = {"backbone": {"name": "tiny_net", "channels": 7, "stem": "auto", "pretrained": None}}
     save_backbone(net, tmp_path / "b.safetensors", name="tiny_net", config=config, **HEADER)

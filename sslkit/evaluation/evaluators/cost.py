@@ -68,7 +68,8 @@ class Cost(Evaluator):
             seconds = self._seconds(net, batch_size, size, getattr(subject, "autocast", None), device)
             figures[f"latency_ms_{batch_size}"] = 1000 * seconds
             figures[f"images_per_second_{batch_size}"] = batch_size / seconds
-        stem = ", small stem" if getattr(net, "stem_kind", None) == "small" else ""
+        kind = getattr(net, "stem_kind", "imagenet")
+        stem = "" if kind == "imagenet" else f", {kind} stem"
         self._setting = f" at {size} px on {device_name(device)}{stem}"
         return figures
 
