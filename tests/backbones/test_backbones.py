@@ -175,7 +175,7 @@ def test_small_stem_of_any_network(name):
 
 
 def test_a_network_that_starts_with_a_quarter_of_the_resolution_cannot_have_the_medium_stem():
-    with pytest.raises(UserError, match="convnext_atto cannot have the medium stem .*; use backbone.stem=imagenet"):
+    with pytest.raises(UserError, match=r"convnext_atto cannot have the medium stem .*; use backbone\.stem=imagenet"):
         create_backbone("timm:convnext_atto", 32, stem="medium")
 
 
