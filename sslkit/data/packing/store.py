@@ -4,13 +4,40 @@ import json
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
+# pydantic reads the one of `typing` only from Python 3.12 on.
+from typing_extensions import TypedDict
+
+from sslkit.data.digests import BYTES, file_digest, images_digest
 from sslkit.data.packing.beton import Beton
 from sslkit.errors import UserError
+
+
+class About(TypedDict, total=False):
+    """Metadata beside a packed file."""
+
+    classes: list[str]
+    settings: dict[str, Any]
+    skipped: list[tuple[str, str]]
+    mark: str
+    """Of the packed images; see `Beton.mark`."""
+    content: str
+    """Digest of the packed file's bytes."""
+    digest: str
+    """Of all images before packing, and their labels."""
+    digests: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})*$")]
+    """Of each image before packing, one after the other."""
+    names: list[str]
+
+
+LONG = ("names", "digests")
+"""Metadata that grow with the number of images, and that hardly any run needs."""
+_ABOUT = TypeAdapter(About)
 
 
 class Store:
@@ -28,9 +55,9 @@ class Store:
         """Row numbers in the file."""
         self.size = self._side()
         """Height and width in pixels."""
-        # Names take a hundred bytes per image, and hardly any run needs them.
-        self.about = {k: v for k, v in _read_sidecar(self.beton).items() if k != "names"}
-        """Metadata beside the file, except for the names; {} if there are none."""
+        # They take a hundred bytes per image.
+        self.about = {k: v for k, v in _read_sidecar(self.beton).items() if k not in LONG}
+        """Metadata beside the file, except for names and digests; {} if there are none."""
         self.labels = self._labels()
         """Class numbers, int64 [N], -1 if unknown; None: unlabelled."""
         self.classes: tuple[str, ...] = self._classes()
@@ -48,7 +75,8 @@ class Store:
         """Return a store of only these images, in this order; its row numbers start at 0 again."""
         rows = np.asarray(rows, np.int64)
         part = copy(self)
-        part.__dict__.pop("names", None)
+        for read in LONG:
+            part.__dict__.pop(read, None)
         part.rows = self.rows[rows]
         part.labels = None if self.labels is None else self.labels[rows]
         return part
@@ -62,6 +90,31 @@ class Store:
         """Image names, [] if unknown; read on first use, with the same errors as opening the store."""
         names = _read_sidecar(self.beton).get("names")
         return [names[row] for row in self.rows] if names else []
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        """A digest of each image's content, uint8 [N, 16], equal for equal images; read on first use, like `names`.
+
+        It is that of the image before packing where it is known, otherwise that of the stored bytes.
+        """
+        known = _read_sidecar(self.beton).get("digests")
+        if known is None:
+            return self.beton.digests(self.rows.tolist())
+        return np.frombuffer(bytes.fromhex(known), np.uint8).reshape(-1, BYTES)[self.rows]
+
+    @property
+    def digest(self) -> str:
+        """Identify the images of the file in their order, and their labels, wherever they lie and however packed."""
+        whole: str | None = self.about.get("digest")
+        return whole or images_digest(self.beton.digests(range(len(self.beton))), self.beton.labels)
+
+    def check(self, cache: Path | None = None) -> None:
+        """Compare all bytes with those that were packed; an unchanged file is read only once for that.
+
+        cache: as the setting `data.cache`. Raises UserError if they differ. Files that tell no digest pass.
+        """
+        if self.about.get("content", found := file_digest(self.path, cache)) != found:
+            raise UserError(f"{self.path} is damaged: its bytes have changed since it was packed; pack it again")
 
     def _side(self) -> int:
         shape = self.beton.shape
@@ -92,14 +145,23 @@ def _read_sidecar(beton: Beton) -> dict[str, Any]:
     path = beton.path
     file, remedy = sidecar(path), f"delete it, or pack {path.name} again"
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        # Not by pydantic, whose cache of strings would keep the names.
+        about = dict(_ABOUT.validate_python(json.loads(file.read_bytes())))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} is damaged ({where}{': ' * bool(where)}{first['msg']}); {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); {remedy}") from error
-    if not isinstance(about, dict):
-        raise UserError(f"{file} is damaged (not a JSON object); {remedy}")
     # Otherwise a file copied over another would take over its classes, or lose its labels if the other had none.
-    if about.get("mark", beton.mark) != beton.mark or len(about.get("names", beton)) != len(beton):
+    if about.get("mark", beton.mark) != beton.mark or not _fits(about, len(beton)):
         raise UserError(f"{file} describes other images than those of {path.name}; {remedy}")
     return about
+
+
+def _fits(about: dict[str, Any], images: int) -> bool:
+    """Return True if what is told of each image is told of as many."""
+    counts = [len(about.get("names", range(images))), len(about.get("digests", "")) // (2 * BYTES) or images]
+    return counts == [images, images]
