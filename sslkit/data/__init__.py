@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sslkit.data.sources.shapes import Shapes
     from sslkit.data.sources.stl10 import STL10
     from sslkit.data.stores import Stores, open_stores, pack_source
+    from sslkit.data.survey import survey
     from sslkit.machine.cache import cache_dir
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "open_stores",
     "pack",
     "pack_source",
+    "survey",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -74,6 +76,7 @@ __getattr__, __dir__ = lazy_names(
         "open_stores": "sslkit.data.stores",
         "pack": "sslkit.data.packing.pack",
         "pack_source": "sslkit.data.stores",
+        "survey": "sslkit.data.survey",
     },
 )
 

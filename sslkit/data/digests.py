@@ -58,7 +58,8 @@ def file_digests(
 
 def file_digest(path: Path, cache: Path | None = None) -> str:
     """Return the digest of one file as text; see `file_digests`."""
-    return file_digests(path.parent, [path.name], cache)[0].tobytes().hex()
+    found: bytes = file_digests(path.parent, [path.name], cache)[0].tobytes()
+    return found.hex()
 
 
 def remember(path: Path, content: str, cache: Path | None = None) -> None:
@@ -151,7 +152,7 @@ def _recall(index: Path, names: Sequence[str], stats: NDArray[np.int64]) -> tupl
     """Return (digests, which of them are known) of files that have not changed since the index was written."""
     digests, known = np.zeros((len(names), BYTES), np.uint8), np.zeros(len(names), bool)
     try:
-        with np.load(index, allow_pickle=False) as saved:
+        with open(index, "rb") as file, np.load(file, allow_pickle=False) as saved:
             old_names = saved["names"].tobytes().split(b"\0")
             old_stats, old_digests = saved["stats"].reshape(-1, 4), saved["digests"].reshape(-1, BYTES)
         if not len(old_names) == len(old_stats) == len(old_digests) or old_digests.dtype != np.uint8:

@@ -95,7 +95,7 @@ class ArrayImages(Images):
         return self._fingerprint
 
     @cached_property
-    def digests(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def digests(self) -> NDArray[np.uint8]:
         return array_digests(self._content[0])
 
     @property

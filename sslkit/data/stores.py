@@ -10,13 +10,14 @@ import numpy as np
 
 from sslkit import plugins
 from sslkit.config.base import Choice
-from sslkit.data.digests import BYTES, remember
+from sslkit.data.digests import remember
 from sslkit.data.images import Images, Role, Triple
 from sslkit.data.packing.pack import concrete_mode, name_skipped, pack
 from sslkit.data.packing.store import Store, sidecar
 from sslkit.data.pictures import printable
 from sslkit.data.sources.base import Source
 from sslkit.data.split import stratified_split
+from sslkit.data.survey import copies_across, has_classes, too_few
 from sslkit.errors import UserError
 from sslkit.machine.atomic import recover
 from sslkit.machine.cache import cache_dir, digest
@@ -48,6 +49,12 @@ class Stores:
     """Reason why there are no labelled images to evaluate on, where it is known."""
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Identify the images of each part: pretrain, train, test; equal for the same images in another place."""
+        parts = {"pretrain": self.pretrain, "train": self.train, "test": self.test}
+        return {name: store.digest for name, store in parts.items() if store}
+
+    @property
     def labelled(self) -> bool:
         """True if there are labelled images to evaluate on; otherwise those of pre-training take their place."""
         return self.train is not None and self.test is not None
@@ -70,19 +77,18 @@ def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Call
         evaluation = _own_evaluation(opener, pretrain, seed)
     else:
         evaluation = _other_evaluation(eval_choice, image_size, seed, log)
-    if evaluation.train and evaluation.test and (copies := copies_in(evaluation.train, evaluation.test)):
-        log(copies)
+    if evaluation.train and evaluation.test:
+        _log_copies(evaluation.train, evaluation.test, log)
     mean, std = choice.options.mean, choice.options.std  # type: ignore[attr-defined]
     return Stores(pretrain, image_size=image_size, mean=mean, std=std, **vars(evaluation))
 
 
-def copies_in(train: Store, test: Store) -> str:
-    """Return a sentence about test images that are exact copies of training images; "" if there are none."""
-    known, tested = (np.ascontiguousarray(part.digests).view(f"V{BYTES}").ravel() for part in (train, test))
-    copies = int(np.isin(tested, known).sum())
-    if not copies:
-        return ""
-    return f"{copies:,} of {len(tested):,} test images are exact copies of training images, which raises accuracies"
+def _log_copies(train: Store, test: Store, log: Callable[[str], None]) -> None:
+    # Without digests beside the file, each start would read all of it.
+    if "digest" not in train.about or "digest" not in test.about:
+        return
+    if copies := copies_across(train.digests, test.digests):
+        log(copies)
 
 
 def pack_source(choice: Choice, out: Path, role: Role = "pretrain", log: Callable[[str], None] = print) -> Store:
@@ -120,11 +126,11 @@ def _own_evaluation(opener: "_Opener", pretrain: Store, seed: int) -> _Evaluatio
     pair = _pair(opener)
     if pair:
         return pair
-    if _has_labels(pretrain):
+    if has_classes(pretrain.labels):
         split = f"stratified fifth of {opener.title} held out by seed {seed} (seen unlabelled in pre-training)"
         return _held_out(pretrain, seed, split)
     test = opener.open("test", labelled=True)
-    if test and _has_labels(test):
+    if test and has_classes(test.labels):
         return _held_out(test, seed, f"stratified fifth of {opener.title} (test) held out by seed {seed}")
     reason = opener.unlabelled()
     because = f" ({reason})" if reason else ""
@@ -145,7 +151,7 @@ def _other_evaluation(choice: Choice, image_size: int, seed: int, log: Callable[
         return pair
     for role in ROLES:
         store = opener.open(role, labelled=True)
-        if store and _has_labels(store):
+        if store and has_classes(store.labels):
             return _held_out(store, seed, f"stratified fifth of {opener.title} held out by seed {seed}")
     because = f" ({reason})" if (reason := opener.unlabelled()) else ""
     raise UserError(f"eval_data: {opener.title} has no labels{because}; name data that has")
@@ -165,24 +171,14 @@ def _pair(opener: "_Opener") -> _Evaluation | None:
     return _Evaluation(train, test, f"{opener.title}: train {len(train)} -> test {len(test)}")
 
 
-def _has_labels(store: Store) -> bool:
-    """Return True if there are at least two classes, without which there is nothing to discriminate."""
-    return store.labels is not None and len(np.unique(store.labels[store.labels >= 0])) > 1
-
-
 def _held_out(store: Store, seed: int, split: str) -> _Evaluation:
     if store.labels is None:
         raise ValueError("only labelled images can be held out")
     train, test = (store.subset(rows) for rows in stratified_split(store.labels, seed))
     if not len(test):
         protocol = f"images of pre-training, for want of enough labelled images to hold any out ({split})"
-        return _Evaluation(None, None, protocol, too_few(len(store), len(store.classes)))
+        return _Evaluation(None, None, protocol, too_few(store.labels))
     return _Evaluation(train, test, f"{split}: train {len(train)} -> test {len(test)}")
-
-
-def too_few(images: int, classes: int) -> str:
-    """Return the reason why none of the labelled images can be held out."""
-    return f"{images:,} images of {classes:,} classes are too few to hold any out: a class needs two"
 
 
 def _source(choice: Choice) -> Source:

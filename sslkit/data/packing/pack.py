@@ -134,7 +134,7 @@ def _prepared(
 ) -> Generator[Record | str, None, None]:
     """Yield `prepare` of every image, in order, computed by threads or processes, with few results in flight."""
     total = len(images)
-    here = partial(prepare, images, room=Room())
+    here = partial(_prepare_here, prepare, images, Room())
     if workers == 1 or total < APART_FROM or images.part(range(1)) is None:
         yield from ordered_map(here, range(total), workers, ahead=4 * workers)
         return
@@ -145,6 +145,12 @@ def _prepared(
     for index, record in enumerate(records):
         # Only here is it known how many large images are being decoded.
         yield here(index) if record is None else record
+
+
+def _prepare_here(prepare: Callable[..., Record | str | None], images: Images, room: Room, index: int) -> Record | str:
+    record = prepare(images, index, room=room)
+    assert record is not None
+    return record
 
 
 def _prepare_part(

@@ -13,7 +13,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 # pydantic reads the one of `typing` only from Python 3.12 on.
 from typing_extensions import TypedDict
 
-from sslkit.data.digests import BYTES, file_digest, images_digest
+from sslkit.data.digests import BYTES, file_digest
 from sslkit.data.packing.beton import Beton
 from sslkit.errors import UserError
 
@@ -35,8 +35,6 @@ class About(TypedDict, total=False):
     names: list[str]
 
 
-LONG = ("names", "digests")
-"""Metadata that grow with the number of images, and that hardly any run needs."""
 _ABOUT = TypeAdapter(About)
 
 
@@ -55,8 +53,11 @@ class Store:
         """Row numbers in the file."""
         self.size = self._side()
         """Height and width in pixels."""
-        # They take a hundred bytes per image.
-        self.about = {k: v for k, v in _read_sidecar(self.beton).items() if k not in LONG}
+        about = _read_sidecar(self.beton)
+        self._digests = _as_digests(about.get("digests"))
+        self._content: str | None = None
+        # Names take a hundred bytes per image, and hardly any run needs them.
+        self.about = {k: v for k, v in about.items() if k not in ("names", "digests")}
         """Metadata beside the file, except for names and digests; {} if there are none."""
         self.labels = self._labels()
         """Class numbers, int64 [N], -1 if unknown; None: unlabelled."""
@@ -75,8 +76,7 @@ class Store:
         """Return a store of only these images, in this order; its row numbers start at 0 again."""
         rows = np.asarray(rows, np.int64)
         part = copy(self)
-        for read in LONG:
-            part.__dict__.pop(read, None)
+        part.__dict__.pop("names", None)
         part.rows = self.rows[rows]
         part.labels = None if self.labels is None else self.labels[rows]
         return part
@@ -91,29 +91,30 @@ class Store:
         names = _read_sidecar(self.beton).get("names")
         return [names[row] for row in self.rows] if names else []
 
-    @cached_property
+    @property
     def digests(self) -> NDArray[np.uint8]:
-        """A digest of each image's content, uint8 [N, 16], equal for equal images; read on first use, like `names`.
+        """A digest of each image's content, uint8 [N, 16], equal for equal images.
 
         It is that of the image before packing where it is known, otherwise that of the stored bytes.
         """
-        known = _read_sidecar(self.beton).get("digests")
-        if known is None:
-            return self.beton.digests(self.rows.tolist())
-        return np.frombuffer(bytes.fromhex(known), np.uint8).reshape(-1, BYTES)[self.rows]
+        return self.beton.digests(self.rows.tolist()) if self._digests is None else self._digests[self.rows]
 
     @property
     def digest(self) -> str:
-        """Identify the images of the file in their order, and their labels, wherever they lie and however packed."""
-        whole: str | None = self.about.get("digest")
-        return whole or images_digest(self.beton.digests(range(len(self.beton))), self.beton.labels)
+        """Identify the images of the file in their order, and their labels, wherever they lie and however packed.
+
+        For a file that does not tell this, it is the digest of its bytes.
+        """
+        known: str | None = self.about.get("digest")
+        return known or self._content or file_digest(self.path)
 
     def check(self, cache: Path | None = None) -> None:
         """Compare all bytes with those that were packed; an unchanged file is read only once for that.
 
         cache: as the setting `data.cache`. Raises UserError if they differ. Files that tell no digest pass.
         """
-        if self.about.get("content", found := file_digest(self.path, cache)) != found:
+        self._content = file_digest(self.path, cache)
+        if self.about.get("content", self._content) != self._content:
             raise UserError(f"{self.path} is damaged: its bytes have changed since it was packed; pack it again")
 
     def _side(self) -> int:
@@ -159,6 +160,10 @@ def _read_sidecar(beton: Beton) -> dict[str, Any]:
     if about.get("mark", beton.mark) != beton.mark or not _fits(about, len(beton)):
         raise UserError(f"{file} describes other images than those of {path.name}; {remedy}")
     return about
+
+
+def _as_digests(text: str | None) -> NDArray[np.uint8] | None:
+    return None if text is None else np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, BYTES)
 
 
 def _fits(about: dict[str, Any], images: int) -> bool:

@@ -133,7 +133,7 @@ class FileImages(Images):
         return digest_of(names, self.digests, str(heif).encode())
 
     @cached_property
-    def digests(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def digests(self) -> NDArray[np.uint8]:
         with content_progress(printable(str(self.root))) as progress:
             return file_digests(self.root, self._names, self._cache, progress)
 

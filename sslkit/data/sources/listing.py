@@ -120,7 +120,7 @@ def _enter(name: str, listing: Listing, seen: set[tuple[int, int]]) -> tuple[lis
         with os.scandir(path) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        listing.skipped.append((f"{printable(name or str(listing.root))}/", f"folder not readable: {_why(error)}"))
+        listing.skipped.append((printable(path), f"folder not readable: {_why(error)}"))
         return [], []
     seen.add((about.st_dev, about.st_ino))
     if name and {entry.name for entry in inside} >= RUN_FILES:

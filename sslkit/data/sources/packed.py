@@ -86,7 +86,7 @@ class BetonImages(Images):
         return self.file.image(index)
 
     @cached_property
-    def digests(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def digests(self) -> NDArray[np.uint8]:
         return self.file.digests(range(len(self)))
 
     def fingerprint(self) -> str:
