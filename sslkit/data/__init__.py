@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sslkit.data.loaders.base import ImageBatch, Loader
     from sslkit.data.loaders.ffcv import ffcv_missing
     from sslkit.data.loaders.make import in_order, make_loader
+    from sslkit.data.overview import survey
     from sslkit.data.packing.pack import pack
     from sslkit.data.packing.store import Store
     from sslkit.data.sources.base import Source
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from sslkit.data.sources.shapes import Shapes
     from sslkit.data.sources.stl10 import STL10
     from sslkit.data.stores import Stores, open_stores, pack_source
-    from sslkit.data.survey import survey
     from sslkit.machine.cache import cache_dir
 
 __all__ = [
@@ -76,7 +76,7 @@ __getattr__, __dir__ = lazy_names(
         "open_stores": "sslkit.data.stores",
         "pack": "sslkit.data.packing.pack",
         "pack_source": "sslkit.data.stores",
-        "survey": "sslkit.data.survey",
+        "survey": "sslkit.data.overview",
     },
 )
 

@@ -12,12 +12,12 @@ from sslkit import plugins
 from sslkit.config.base import Choice
 from sslkit.data.digests import remember
 from sslkit.data.images import Images, Role, Triple
+from sslkit.data.overview import copies_across, has_classes, too_few
 from sslkit.data.packing.pack import concrete_mode, name_skipped, pack
 from sslkit.data.packing.store import Store, sidecar
 from sslkit.data.pictures import printable
 from sslkit.data.sources.base import Source
 from sslkit.data.split import stratified_split
-from sslkit.data.survey import copies_across, has_classes, too_few
 from sslkit.errors import UserError
 from sslkit.machine.atomic import recover
 from sslkit.machine.cache import cache_dir, digest

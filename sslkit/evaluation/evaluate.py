@@ -22,7 +22,7 @@ from sslkit.runs.records import FLOORS, Floors, is_accuracy, settings_of, wilson
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
-    from sslkit.data.survey import Survey
+    from sslkit.data.overview import Survey
 
 
 def evaluate(

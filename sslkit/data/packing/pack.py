@@ -207,7 +207,7 @@ def _pixels_to_decode(picture: Image.Image | NDArray[np.uint8], size: int, most:
 def _reason(error: Exception) -> str:
     """Return an error as one line, without the addresses of objects, which differ from run to run."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return re.sub(r"<\S+ object at 0x[0-9a-f]+>", "it", text)
+    return re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", text)
 
 
 def _stop_if_too_many(skipped: list[tuple[str, str]], seen: int, total: int, max_skipped: float) -> None:
