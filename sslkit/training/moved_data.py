@@ -22,9 +22,7 @@ def with_moved_data(run: Run, words: Iterable[str]) -> Run:
     for key, value in parse_words(words, mistakes).items():
         section = key.removesuffix(".name")
         if section not in SECTIONS or section == key:
-            mistakes.add(
-                key, "a run keeps its settings; only the place of images that have moved can be given: data=PATH"
-            )
+            mistakes.add(key, "a run keeps its settings; give only the place of images that have moved: data=PATH")
         else:
             moved[section] = _moved(section, getattr(run.config, section), value, mistakes)
     mistakes.stop()

@@ -68,14 +68,10 @@ def check_images(before: Any, stores: Stores) -> None:
     changed = [part for part, digest in (before or {}).items() if now.get(part) != digest]
     if changed:
         raise UserError(
-            f"the images to {' and to '.join(PURPOSES.get(part, part) for part in changed)} have changed since the run "
-            f"was stopped: other pictures, another order or other labels; bring the same images back (data=PATH, "
-            f"eval_data=PATH if they have moved), or start a new run"
+            f"the images have changed since the run was stopped ({', '.join(changed)}): other pictures, another order "
+            f"or other labels; bring the same images back (data=PATH, eval_data=PATH if they have moved), or start a "
+            f"new run"
         )
-
-
-PURPOSES = {"pretrain": "pre-train on", "train": "fit evaluators to", "test": "test on"}
-"""What the parts of the data are for, by their names in checkpoints."""
 
 
 def _restore(setup: TrainingSetup, checkpoint: Checkpoint) -> None:

@@ -208,7 +208,7 @@ def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, monkeypatch):
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert most < 4 << 20
+    assert most < 16 << 20
 
 
 def test_files_of_several_streams_are_read_whole(tmp_path):
