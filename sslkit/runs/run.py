@@ -47,7 +47,7 @@ class Run:
         path = resolved.config.out or _free_path(resolved.config)
         run = cls(path, resolved.config, resolved.origins)
         path.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path / CONFIG, resolved.config.to_yaml())
+        run.keep_settings()
         atomic.write_json(path / ENVIRONMENT, environment() | {"origins": resolved.origins})
         return run
 
@@ -60,6 +60,10 @@ class Run:
         before = Layer("before the setting", {"drop_last": True})
         resolved = resolve_layers([before, read_recipe(path / CONFIG, mistakes)], mistakes)
         return cls(path, resolved.config, _read_json(path / ENVIRONMENT).get("origins", {}))
+
+    def keep_settings(self) -> None:
+        """Write the settings to config.yaml."""
+        atomic.write_text(self.path / CONFIG, self.config.to_yaml())
 
     @property
     def backbone_file(self) -> Path:

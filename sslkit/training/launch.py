@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,10 @@ def needed(devices: int) -> bool:
     return devices > 1 and not _launched()
 
 
-def start(run: "Run", devices: int) -> "Run":
+def start(run: "Run", devices: int, words: Iterable[str] = ()) -> "Run":
     """Train `run` with `devices` processes on this machine, from its newest checkpoint; return when they have ended.
 
+    words: of `sslkit resume`.
     Raises UserError if a process died, or ended with a user error that it has already printed; Interrupted after
     Ctrl-C and SIGTERM.
     """
@@ -57,7 +58,9 @@ def start(run: "Run", devices: int) -> "Run":
     threads = str(max(1, core_count() // devices))
     with _environment({OURS: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}):
         try:
-            elastic_launch(settings, sys.executable)("-m", "sslkit", "resume", str(run.path), "--devices", str(devices))
+            elastic_launch(settings, sys.executable)(
+                "-m", "sslkit", "resume", str(run.path), *words, "--devices", str(devices)
+            )
         except ChildFailedError as failed:
             raise _failure(run, failed, devices) from None
         except SignalException as signalled:

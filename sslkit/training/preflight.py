@@ -9,7 +9,9 @@ from sslkit.config.base import Choice
 from sslkit.config.layers import Layer, Mistakes
 from sslkit.config.resolve import Draft, Resolved, draft_layers, words_layer
 from sslkit.config.run import RunConfig
+from sslkit.data import survey
 from sslkit.errors import UserError
+from sslkit.evaluation.evaluate import without_their_labels
 from sslkit.runs import trackers
 from sslkit.training.auto import fitted_advice
 from sslkit.training.optim.optimizer import known_optimizer
@@ -37,6 +39,13 @@ def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
 def resolve_again(layers: list[Layer], mistakes: Mistakes) -> Resolved:
     """Resolve the layers of a run that exists already: as a new run, without the checks that only a new one passes."""
     return _fitted_draft(layers, mistakes).resolved(mistakes)
+
+
+def look_at_data(config: RunConfig) -> list[str]:
+    """Say what the data hold, and which evaluators cannot run on them, one sentence a line. Raises UserError."""
+    found = survey(config.data, config.eval_data, config.seed)
+    left_out = without_their_labels(config.evaluators, found)
+    return [*found.lines, left_out] if left_out else list(found.lines)
 
 
 def _fitted_draft(layers: list[Layer], mistakes: Mistakes) -> Draft:
@@ -69,7 +78,11 @@ def _check_components(draft: Draft, mistakes: Mistakes) -> None:
 
 def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> None:
     try:
-        count = plugins.find("datasets", data.name)(data.options).count()
+        source = plugins.find("datasets", data.name)(data.options)
+        count = source.count()
+        if count is not None:
+            # Its mistakes, such as a class without training images, would otherwise come after packing.
+            source.images("test")
     except UserError as error:
         mistakes.add("data", str(error))
         return
