@@ -113,9 +113,9 @@ class RunConfig(Config):
     loader: Literal["auto", "resident", "ffcv", "torch"] = "auto"
     """resident: decoded images stay on the device; ffcv, torch: images are decoded for each batch; auto: resident if
     the images fit in a quarter of the device's free memory, else ffcv if installed, else torch."""
-    workers: Annotated[int, Field(ge=1)] | Literal[-1, "auto"] = "auto"
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal[-1, "auto"] = "auto"
     """Number of decoding threads; auto: the smallest number that keeps up with training, as measured; -1: all cores."""
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Threads that compute on the CPU; auto: as many as other programs leave room for, by looking once a second. On a
     shared machine a fixed number keeps a run reproducible to the bit."""
     seed: int = Field(0, ge=0, lt=2**31)
