@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import signature
 from threading import Thread
 from typing import Any
@@ -121,7 +122,9 @@ def _make_augmentation(config: RunConfig, stores: Stores, device: torch.device) 
 def _compile_kernels() -> None:
     from sslkit.augment import cpu_kernels
 
-    cpu_kernels.prepare()
+    # What fails here fails again in the first step, unless the command has ended with a mistake in between.
+    with suppress(Exception):
+        cpu_kernels.prepare()
 
 
 def _set_determinism(deterministic: bool, device: torch.device) -> None:

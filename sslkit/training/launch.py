@@ -14,7 +14,7 @@ import torch.distributed as dist
 from sslkit.errors import UserError
 from sslkit.machine import distributed
 from sslkit.machine.environment import core_count
-from sslkit.training.stopping import Interrupted
+from sslkit.machine.signals import Interrupted, heeded, stopped_by
 
 if TYPE_CHECKING:
     from sslkit.runs.run import Run
@@ -36,8 +36,8 @@ def needed(devices: int) -> bool:
 def start(run: "Run", devices: int) -> "Run":
     """Train `run` with `devices` processes on this machine, from its newest checkpoint; return when they have ended.
 
-    Raises UserError if a process died, or ended with a user error that it has already printed; Interrupted after
-    Ctrl-C and SIGTERM.
+    Raises UserError if a process died, or ended with a user error that it has already printed; Interrupted if it, or
+    any of them, was asked to stop.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -55,13 +55,18 @@ def start(run: "Run", devices: int) -> "Run":
         monitor_interval=0.1,
     )
     threads = str(max(1, core_count() // devices))
-    with _environment({OURS: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}):
+    variables = {
+        OURS: "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(s.name for s in heeded()),
+    }
+    with _environment(variables):
         try:
             elastic_launch(settings, sys.executable)("-m", "sslkit", "resume", str(run.path), "--devices", str(devices))
         except ChildFailedError as failed:
             raise _failure(run, failed, devices) from None
         except SignalException as signalled:
-            raise Interrupted(int(signalled.sigval), within_step=False) from None
+            raise Interrupted(int(signalled.sigval)) from None
     return run
 
 
@@ -104,11 +109,16 @@ def _lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistNetworkError | dist.DistBackendError) or any(m in str(error) for m in messages)
 
 
-def _failure(run: "Run", failed: Any, devices: int) -> UserError:
-    """Return a UserError that explains what ended the first process to fail; the launcher stopped the others."""
+def _failure(run: "Run", failed: Any, devices: int) -> UserError | Interrupted:
+    """Return Interrupted if the first process to end was asked to stop, else a UserError that explains what ended it.
+
+    The launcher has stopped the others.
+    """
     rank, first = min(failed.failures.items(), key=lambda item: item[1].timestamp)
     if first.exitcode == 2:
         return UserError("the run ended with the error above")
+    if signum := stopped_by(first.exitcode):
+        return Interrupted(signum)
     how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"failed with status {first.exitcode}"
     saved = run.checkpoints
     remedy = f"resume with: sslkit resume {run.path}" if saved else "there is no checkpoint yet"
