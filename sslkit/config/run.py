@@ -90,6 +90,9 @@ class RunConfig(Config):
     """Batches per optimizer step, whose gradients are averaged; each loss sees one batch."""
     devices: int = Field(1, ge=1)
     """Number of processes that train together, each on its own GPU or on an equal share of the CPU's cores."""
+    stall_timeout: Seconds | None = 600.0
+    """Time without a step, where several processes train together, after which the one that is silent ends the run,
+    such as 90s, 10m or 1.5h, evaluations apart; null: the others wait for ever."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast precision; auto: the faster of fp32 and bf16 according to `tune`; without tuning, bf16 on GPUs that
     support it, else fp32."""

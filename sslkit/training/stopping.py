@@ -8,6 +8,7 @@ from typing import Any
 
 from sslkit.machine import distributed, signals
 from sslkit.machine.signals import Interrupted
+from sslkit.training import pulse
 
 
 class Stopper:
@@ -26,6 +27,7 @@ class Stopper:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pulse.end_of_steps()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -37,7 +39,8 @@ class Stopper:
         self._immediate = True
         try:
             if not self.asked:
-                work()
+                with pulse.resting():
+                    work()
         except Interrupted as stopped:
             self.asked = stopped.status - 128
         finally:
@@ -45,6 +48,7 @@ class Stopper:
 
     def stop_if_asked(self) -> None:
         """Raise Interrupted in all processes if any of them received a signal; all must call it between two steps."""
+        pulse.beat()
         if signum := distributed.largest(self.asked or 0):
             raise Interrupted(signum, within_step=False)
 
