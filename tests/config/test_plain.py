@@ -113,3 +113,18 @@ def test_aliases_that_expand_for_ever_are_refused_and_others_are_read():
     with pytest.raises(NotYaml, match="more than 10,000 values"):
         read_yaml(laughs)
     assert read_yaml("a: &a {k: 1}\nb: *a") == {"a": {"k": "1"}, "b": {"k": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["backbone=timm:resnet18x"], "timm has no model called 'resnet18x'; did you mean 'resnet18'"),
+        (["backbone=torchvision:inception_v3", "data.image_size=32"], "inception_v3 cannot have the small stem"),
+        (["backbone=vit_tiny", "backbone.stem=small"], ""),
+    ],
+)
+def test_networks_are_tried_before_anything_is_packed(words, said):
+    if said:
+        assert said in refused("data=shapes", *words)
+    else:
+        assert resolve_new(["data=shapes", *words]).config.backbone.name == "vit_tiny"
