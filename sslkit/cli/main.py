@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it: `sslkit --help` and `sslkit
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 
 from sslkit import plugins
 from sslkit.errors import UserError
+from sslkit.machine import signals, streams
 from sslkit.machine.allocator import freed_memory
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from sslkit.runs.run import Run
 
 WORDS = click.argument("words", nargs=-1, metavar="[key=value]...")
+KEPT = ("run", "resume")
+"""Commands whose results are files, whatever becomes of standard output."""
 
 
 class Group(click.Group):
@@ -28,7 +32,10 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if (lost := streams.lost_output()) and ctx.invoked_subcommand not in KEPT:
+                raise UserError(f"results on standard output are lost ({lost}); send them elsewhere")
+            return result
         except UserError as error:
             if ctx.params.get("debug"):
                 raise
@@ -223,10 +230,15 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: add the commands of plugins, warn about broken plugins in one line each, and run the command."""
-    plugins.add_commands(cli)
-    for problem in plugins.problems():
-        click.echo(f"warning: {problem}", err=True)
-    cli()
+    streams.make_lenient()
+    signals.handle(signals.raise_interrupted)
+    try:
+        plugins.add_commands(cli)
+        for problem in plugins.problems():
+            click.echo(f"warning: {problem}", err=True)
+        cli()
+    except KeyboardInterrupt as stopped:
+        sys.exit(getattr(stopped, "status", 130))
 
 
 def _print_plan(resolved: "Resolved", as_json: bool) -> None:

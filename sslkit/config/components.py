@@ -17,7 +17,7 @@ class BackboneConfig(Config):
     """Initial weights: a safetensors file of sslkit, timm or torchvision, whose classifier is ignored."""
 
     def check(self) -> Iterable[str]:
-        if self.pretrained is not None and not self.pretrained.expanduser().is_file():
+        if self.pretrained is not None and not self.pretrained.is_file():
             yield f"pretrained={self.pretrained} is not a file; give the path of a .safetensors file"
 
 

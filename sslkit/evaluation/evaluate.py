@@ -12,7 +12,7 @@ from sslkit.backbones.backbone import width_of
 from sslkit.config.base import Choice
 from sslkit.config.components import config_class
 from sslkit.config.run import RunConfig
-from sslkit.errors import UserError
+from sslkit.errors import UserError, shortened
 from sslkit.evaluation import Subject
 from sslkit.evaluation.extraction import Preprocessing
 from sslkit.evaluation.floors import measure_floors
@@ -95,6 +95,7 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
     subject.begin(choice.name)
     with Stopwatch(subject.device) as watch:
         metrics = evaluator(subject)
+    _check_figures(choice.name, evaluator, metrics)
     return {
         "evaluator": choice.name,
         "protocol": evaluator.protocol,
@@ -109,6 +110,16 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
         **({"files": subject.files} if subject.files else {}),
         **({"notes": subject.notes} if subject.notes else {}),
     }
+
+
+def _check_figures(name: str, evaluator: Any, metrics: Any) -> None:
+    """Raise UserError unless an evaluator returned what its contract asks for: numbers by name."""
+    numbers = isinstance(metrics, dict) and all(isinstance(v, int | float) for v in metrics.values())
+    if not numbers or not all(isinstance(key, str) for key in metrics):
+        raise UserError(
+            f"evaluator {name}: {type(evaluator).__name__} must return plain numbers by name, such as "
+            f"{{'top1': 0.5}}, but returns {shortened(repr(metrics))}"
+        )
 
 
 def _with_intervals(metrics: dict[str, float], n: int) -> dict[str, float]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sslkit.config.layers import Mistakes, flatten
+from sslkit.config.plain import guessed
+from sslkit.config.reading import read_yaml
 from sslkit.errors import UserError
 
 Record = dict[str, Any]
@@ -71,7 +71,7 @@ def read_run(path: Path) -> RunFiles:
     remarks: list[str] = []
     return RunFiles(
         path=path,
-        settings=flatten(read_mapping(path / CONFIG, yaml.safe_load, remarks), Mistakes()),
+        settings=guessed(flatten(read_mapping(path / CONFIG, read_yaml, remarks), Mistakes())),
         environment=read_mapping(path / ENVIRONMENT, json.loads, remarks),
         metrics=read_records(path / METRICS, remarks, _is_metric),
         evaluations=read_records(path / EVALUATIONS, remarks, _is_evaluation),
@@ -100,7 +100,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) ->
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
         remarks.append(f"{path.name} cannot be read.")

@@ -11,6 +11,7 @@ from sslkit.config.base import Config
 from sslkit.data.images import RAW_UP_TO, Images, Mode, Role, Triple
 from sslkit.data.pictures import MAX_PIXELS, any_size
 from sslkit.errors import UserError
+from sslkit.machine.paths import at_home
 
 if TYPE_CHECKING:
     from sslkit.data.packing.store import Store
@@ -53,7 +54,7 @@ class Source:
         @classmethod
         def _absolute(cls, path: Path | None) -> Path | None:
             """Make the path absolute, because a run may be resumed from any folder."""
-            return path and path.expanduser().absolute()
+            return path and at_home(path).absolute()
 
         @field_validator("std")
         @classmethod
