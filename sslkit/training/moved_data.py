@@ -5,7 +5,7 @@ from typing import Any
 
 from sslkit.config.base import Choice
 from sslkit.config.layers import Mistakes, parse_words
-from sslkit.config.resolve import requested_data
+from sslkit.config.resolve import requested_choice
 from sslkit.data import Source
 from sslkit.errors import UserError
 from sslkit.runs.run import Run
@@ -34,7 +34,9 @@ def with_moved_data(run: Run, words: Iterable[str]) -> Run:
 def _moved(section: str, before: Choice | None, place: Any, mistakes: Mistakes) -> Choice | None:
     """Return the data set at a place, with the settings of before as far as it has them."""
     kept = {} if before is None else before.options.model_dump(include=set(Source.Config.model_fields) - {"root"})
-    choice = requested_data({"data.name": str(place), **{f"data.{key}": value for key, value in kept.items()}})
+    choice = requested_choice(
+        "data", {"data.name": str(place), **{f"data.{key}": value for key, value in kept.items()}}
+    )
     if choice is None:
         mistakes.add(section, f"{place} does not exist, or holds no images")
     elif before is not None and choice.name == before.name:
