@@ -111,7 +111,7 @@ def _failure(run: "Run", failed: Any, devices: int) -> UserError:
         return UserError("the run ended with the error above")
     how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"failed with status {first.exitcode}"
     saved = run.checkpoints
-    remedy = f"resume with: sslkit resume {run.path}" if saved else "there is no checkpoint yet"
+    remedy = f"resume with: {run.resume_command}" if saved else "there is no checkpoint yet"
     return UserError(
         f"process {rank} of {devices} {how}, and the others were stopped; last checkpoint: "
         f"{saved[-1] if saved else 'none'}; {remedy}"
