@@ -12,3 +12,8 @@ class UserError(Exception):
 def in_one_line(error: BaseException) -> str:
     """Return the message of any exception in one line, truncated to 200 characters; its type if there is none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Return text of at most so many characters, with an ellipsis for what is left out at its end."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -20,9 +20,10 @@ from typing import Any
 import pluggy
 
 from sslkit import hookspecs
-from sslkit.errors import UserError
+from sslkit.errors import UserError, shortened
 
 BUILTINS = (
+    "sslkit.config",
     "sslkit.methods",
     "sslkit.backbones",
     "sslkit.augment",
@@ -31,6 +32,8 @@ BUILTINS = (
     "sslkit.runs.trackers",
 )
 KINDS = ("methods", "backbones", "augmentations", "evaluators", "datasets", "trackers")
+FILES = ("recipes",)
+"""Registered too, as paths in place of objects."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def host() -> Host:
         else:
             _add(loaded, entry.name, distribution, plugin)
     loaded.problems += _misspelt_hooks(loaded)
-    loaded.catalogs = {kind: _collect(loaded, kind) for kind in KINDS}
+    loaded.catalogs = {kind: _collect(loaded, kind) for kind in (*KINDS, *FILES)}
     loaded.problems += _clashes(loaded)
     return loaded
 
@@ -120,18 +123,20 @@ def names(kind: str) -> list[str]:
     return sorted(host().catalogs[kind])
 
 
-def find(kind: str, name: str) -> Any:
+def find(kind: str, name: Any) -> Any:
     """Return the component called `name`, imported.
 
     For a name registered with a trailing ":" (`timm:`), what follows is bound as the first argument.
-    Raises UserError if there is none (with suggestions), or if two distributions register it.
+    Raises UserError if there is none (with suggestions), if two distributions register it, or if `name` is no text.
     """
     catalog = host().catalogs[kind]
+    if not isinstance(name, str) or not name:
+        raise UserError(f"needs a name; there are: {', '.join(names(kind))}")
     prefix = name.partition(":")[0] + ":"
     if name not in catalog and prefix in catalog and name != prefix:
         return partial(_only(catalog[prefix]).load(), name.removeprefix(prefix))
     if name not in catalog:
-        raise UserError(f"no {singular(kind)} is called {name!r}; {suggest(name, sorted(catalog))}")
+        raise UserError(f"no {singular(kind)} is called {shortened(name)!r}; {suggest(name, sorted(catalog))}")
     return _only(catalog[name]).load()
 
 

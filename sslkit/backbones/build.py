@@ -32,6 +32,10 @@ def create_backbone(backbone: str | Choice, image_size: int = 224, **options: An
     factory = plugins.find("backbones", name)
     config = _settings(name, factory, backbone.options.model_dump(exclude_unset=True) | options)
     net: Any = _call(factory, config, image_size)
+    if not isinstance(net, nn.Module):
+        raise UserError(
+            f"backbone {name}: its factory must return a torch.nn.Module, but returns a {type(net).__name__}"
+        )
     # A compound of backbones comes with its stems adapted.
     if not hasattr(net, "stem_kind"):
         net.stem_kind = _fit_stem(net, name, getattr(config, "stem", "imagenet"), image_size)

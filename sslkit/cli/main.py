@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it: `sslkit --help` and `sslkit
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 
 from sslkit import plugins
 from sslkit.errors import UserError
+from sslkit.machine import signals, streams
 from sslkit.machine.allocator import freed_memory
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from sslkit.runs.run import Run
 
 WORDS = click.argument("words", nargs=-1, metavar="[key=value]...")
+KEPT = ("run", "resume")
+"""Commands whose results are files, whatever becomes of standard output."""
 
 
 class Group(click.Group):
@@ -28,7 +32,10 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if (lost := streams.lost_output()) and ctx.invoked_subcommand not in KEPT:
+                raise UserError(f"results on standard output are lost ({lost}); send them elsewhere")
+            return result
         except UserError as error:
             if ctx.params.get("debug"):
                 raise
@@ -68,7 +75,7 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
     dotted keys are settings of the component that they name (method.temperature=0.2 optimizer.lr=0.1).
     `sslkit show run` explains every key. recipe=NAME starts from a recipe of `sslkit list recipes`.
     """
-    from sslkit.training.preflight import resolve_new
+    from sslkit.training.preflight import look_at_data, resolve_new
 
     recipe = words[0] if words and "=" not in words[0] else None
     resolved = resolve_new(words[1:] if recipe else words, recipe)
@@ -76,6 +83,8 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
         from sslkit.cli.tables import print_origins
 
         print_origins(resolved)
+        for line in look_at_data(resolved.config):
+            click.echo(line, err=True)
         return
     if only_plan:
         _print_plan(resolved, as_json)
@@ -88,13 +97,17 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
 
 @cli.command()
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@WORDS
 @click.option("--devices", type=click.IntRange(min=1), help="Number of processes, if it is to differ from before.")
-def resume(path: Path, devices: int | None) -> None:
-    """Resume a stopped run, with results that are bit-identical to those of an uninterrupted run."""
+def resume(path: Path, words: tuple[str, ...], devices: int | None) -> None:
+    """Resume a stopped run, with results that are bit-identical to those of an uninterrupted run.
+
+    If the images have moved: sslkit resume RUN data=PATH (and eval_data=PATH); they must be the same.
+    """
     from sslkit.training import engine
 
     with freed_memory(keep=True):
-        _conclude(engine.resume(path, devices=devices))
+        _conclude(engine.resume(path, devices=devices, words=words))
 
 
 @cli.command()
@@ -217,10 +230,15 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: add the commands of plugins, warn about broken plugins in one line each, and run the command."""
-    plugins.add_commands(cli)
-    for problem in plugins.problems():
-        click.echo(f"warning: {problem}", err=True)
-    cli()
+    streams.make_lenient()
+    signals.handle(signals.raise_interrupted)
+    try:
+        plugins.add_commands(cli)
+        for problem in plugins.problems():
+            click.echo(f"warning: {problem}", err=True)
+        cli()
+    except KeyboardInterrupt as stopped:
+        sys.exit(getattr(stopped, "status", 130))
 
 
 def _print_plan(resolved: "Resolved", as_json: bool) -> None:

@@ -21,7 +21,7 @@ class BackboneConfig(Config):
     out; null: nothing."""
 
     def check(self) -> Iterable[str]:
-        if self.pretrained is not None and not self.pretrained.expanduser().is_file():
+        if self.pretrained is not None and not self.pretrained.is_file():
             yield f"pretrained={self.pretrained} is not a file; give the path of a .safetensors file"
         if self.prefix is not None and self.pretrained is None:
             yield "prefix is that of names in a file; give the file with backbone.pretrained="

@@ -3,23 +3,18 @@
 Mistakes are collected, so that one message can list them all. Neither torch nor pydantic is imported.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from sslkit.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
+from typing import Any
 
-import yaml
+from sslkit.config.plain import guessed
+from sslkit.config.reading import NotYaml, Plain, read_yaml
+from sslkit.errors import UserError
 
 SECTIONS = {"method": "methods", "backbone": "backbones", "data": "datasets", "augment": "augmentations"}
 """Run key that names a component -> kind of component; `eval_data` and `evaluators` are handled separately."""
-TEXT = (*SECTIONS, "eval_data", "out")
-"""Run keys whose values are names or paths, even if YAML would parse them as numbers."""
+NAMES = (*SECTIONS, "eval_data", "optimizer")
+"""Run keys whose values are names, or mappings that hold a name."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +47,7 @@ def _bullet(line: str) -> str:
 
 
 def parse_words(words: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
-    """Parse `key=value` words into dotted keys; values are YAML, so lists, numbers, true and null work.
-
-    Names and paths are kept as written: out=1, data=007.
-    """
+    """Parse `key=value` words into dotted keys. Values are text, which the field that they are for gives its type."""
     tree: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -64,17 +56,18 @@ def parse_words(words: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
         elif key in tree:
             mistakes.add(key, "given twice")
         else:
-            tree[key] = _parse_value(key, text, mistakes)
+            tree[key] = _grouped(key, text)
     return flatten(tree, mistakes)
 
 
-def _parse_value(key: str, text: str, mistakes: Mistakes) -> Any:
+def _grouped(key: str, text: str) -> Any:
+    """Return the list or mapping of settings that a word gives, or else its text: {x} can be a folder."""
     try:
-        value = yaml.safe_load(text) if text else None
-        return value if key not in TEXT or isinstance(value, str | list | Mapping | None) else text
-    except yaml.YAMLError:
-        mistakes.add(key, f"{text!r} is not a value; quote it, as in {key}='\"...\"'")
-        return None
+        group = read_yaml(text) if text.startswith("{") or key == "evaluators" else None
+    except NotYaml:
+        return Plain(text)
+    is_group = isinstance(group, list) or (isinstance(group, dict) and (key not in NAMES or "name" in group))
+    return group if is_group else Plain(text)
 
 
 def flatten(tree: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
@@ -84,8 +77,8 @@ def flatten(tree: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
         section = str(key)
         if section == "evaluators":
             flat |= _flatten_evaluators(value, mistakes)
-        elif section in (*SECTIONS, "eval_data", "optimizer") and not isinstance(value, Mapping):
-            flat[f"{section}.name"] = value if value is None else str(value)
+        elif section in NAMES and not isinstance(value, Mapping):
+            flat[f"{section}.name"] = None if value in (None, "", "null") else str(value)
         else:
             flat |= leaves(section, value)
     return flat
@@ -100,17 +93,27 @@ def leaves(key: str, value: Any) -> dict[str, Any]:
 
 def _flatten_evaluators(value: Any, mistakes: Mistakes) -> dict[str, Any]:
     flat: dict[str, Any] = {"evaluators": "replace"}
-    items = [value] if isinstance(value, str) else value or []
-    if isinstance(items, Mapping):
-        items = [{"name": k, **(v or {})} for k, v in items.items()]
-    for item in items if isinstance(items, list) else [None]:
-        options = {"name": item} if isinstance(item, str) else item
-        if not isinstance(options, Mapping) or "name" not in options:
+    for options in _named_options(value):
+        if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
             mistakes.add("evaluators", "must be a list of names, such as evaluators=[knn,linear]")
             continue
         key = f"evaluators.{options['name']}"
         flat |= {key: True} | leaves(key, {k: v for k, v in options.items() if k != "name"})
     return flat
+
+
+def _named_options(value: Any) -> list[Any]:
+    """Return the options of each evaluator, its name among them; None for each that has no name or wrong options."""
+    if isinstance(value, Mapping):
+        return [_with_name(name, options) for name, options in value.items()]
+    items = guessed(value) if isinstance(value, Plain) else value
+    items = [items] if isinstance(items, str) else items or []
+    return [{"name": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else [None]
+
+
+def _with_name(name: str, options: Any) -> dict[str, Any] | None:
+    options = {} if guessed(options) is None else options
+    return {"name": name, **options} if isinstance(options, Mapping) else None
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

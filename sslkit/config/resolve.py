@@ -4,6 +4,7 @@ Layers, weakest first: field defaults, advice, the data set's settings, recipes,
 method's paper used or, where no recipe is named, what fits the task. The origin of each value is kept.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,9 +17,11 @@ from sslkit import plugins
 from sslkit.config.base import Choice, Config
 from sslkit.config.components import config_class
 from sslkit.config.layers import SECTIONS, Layer, Mistakes, leaves, merge, nest, parse_words
+from sslkit.config.plain import guessed, typed
 from sslkit.config.recipes import with_recipes
 from sslkit.config.run import RunConfig
-from sslkit.errors import UserError
+from sslkit.errors import UserError, shortened
+from sslkit.machine.paths import at_home
 
 BASE: dict[str, Any] = {
     "method.name": "byol",
@@ -102,18 +105,18 @@ def draft_layers(given: list[Layer], mistakes: Mistakes, fitted: Advice | None =
     by_recipe = any(layer.values.get("recipe") for layer in given)
     layers = [expanded for layer in given for expanded in with_recipes(layer, mistakes)]
     data_advice = _data_advice(merge([Layer("default", BASE), *layers])[0])
-    requested = merge([Layer("default", BASE), *data_advice, *layers])[0]
+    requested = guessed(merge([Layer("default", BASE), *data_advice, *layers])[0])
     fits = fitted(requested) if fitted and not (by_recipe and "auto" not in requested.values()) else []
     left = {key for layer in fits for key in layer.values if requested.get(key) == "auto"}
     layers = [_omitting(layer, left) for layer in layers] + [layer for layer in fits if layer.values.keys() <= left]
     advice = fits if fits and not by_recipe else papers_advice(requested)
     values, origins = merge([Layer("default", BASE), *advice, *data_advice, *layers])
     sections = {s: _choice(s, kind, values, mistakes) for s, kind in SECTIONS.items()}
-    if values.get("eval_data.name") is not None:
+    if any(k.startswith("eval_data.") and v is not None for k, v in values.items()):
         sections["eval_data"] = _choice("eval_data", "datasets", values, mistakes)
     evaluators = _evaluators(values, mistakes)
     config = _run_config(values, sections, evaluators, mistakes)
-    return Draft(config, sections, evaluators, values, origins, tuple(given))
+    return Draft(config, sections, evaluators, guessed(values), origins, tuple(given))
 
 
 def resolve_data(source: str, words: Iterable[str]) -> Choice:
@@ -145,9 +148,9 @@ def _data_advice(requested: dict[str, Any]) -> list[Layer]:
     return [Layer(f"data set {requested['data.name']}", settings)]
 
 
-def requested_data(requested: dict[str, Any]) -> Choice | None:
-    """Return the data set that settings name, or None if they are not valid, which is reported elsewhere."""
-    return _choice("data", "datasets", requested, Mistakes())
+def requested_choice(section: str, requested: dict[str, Any]) -> Choice | None:
+    """Return the component that settings name for a section, or None if not valid, which is reported elsewhere."""
+    return _choice(section, SECTIONS[section], requested, Mistakes())
 
 
 def load_component(section: str, values: dict[str, Any]) -> Any:
@@ -161,19 +164,18 @@ def load_component(section: str, values: dict[str, Any]) -> Any:
 def _component(section: str, name: Any) -> tuple[str, Any, dict[str, Any]]:
     """Return (registered name, component, implied options); a path selects the data set that claims it."""
     kind = SECTIONS.get(section, "datasets")
-    if not isinstance(name, str):
-        raise UserError(f"needs a name; there are: {', '.join(plugins.names(kind))}")
-    if kind == "datasets" and name not in plugins.names(kind):
+    if kind == "datasets" and isinstance(name, str) and name and name not in plugins.names(kind):
         registered = _claimant(name)
         return registered, plugins.find(kind, registered), {"root": name}
     return name, plugins.find(kind, name), {}
 
 
 def _claimant(text: str) -> str:
-    path = Path(text).expanduser()
-    if not path.exists():
+    path = at_home(text)
+    # Unlike `Path.exists`, this takes names of any length.
+    if not os.path.exists(path):
         hint = plugins.suggest(text, plugins.names("datasets"))
-        raise UserError(f"{text!r} is neither a path that exists nor a registered data set; {hint}")
+        raise UserError(f"{shortened(text)!r} is neither a path that exists nor a registered data set; {hint}")
     for name in sorted(plugins.names("datasets"), key=lambda n: n == "folder"):
         try:
             if plugins.find("datasets", name).claims(path):
@@ -201,6 +203,9 @@ def _evaluators(values: dict[str, Any], mistakes: Mistakes) -> tuple[Choice, ...
     for name in dict.fromkeys(k.partition(".")[0] for k in keys):
         section = f"evaluators.{name}"
         options = {k.removeprefix(f"{name}."): values[f"evaluators.{k}"] for k in keys if k.startswith(f"{name}.")}
+        if values.get(section, True) is not True:
+            mistakes.add(section, f"has settings, such as {section}.k=5; evaluators=[{name}] chooses it")
+            continue
         try:
             component = plugins.find("evaluators", name)
         except UserError as error:
@@ -228,7 +233,7 @@ C = TypeVar("C", bound=Config)
 
 def _validate(cls: type[C], options: dict[str, Any], section: str, mistakes: Mistakes) -> C | None:
     try:
-        return cls.model_validate(options)
+        return cls.model_validate(typed(options, cls))
     except ValidationError as error:
         for line in error.errors():
             where = [str(part) for part in line["loc"] if not str(part).startswith("function-")]
@@ -240,7 +245,7 @@ def _explanation(line: Any, cls: type[Config], section: str) -> str:
     if line["type"] == "extra_forbidden":
         return f"unknown; {_suggest_key(cls, [str(p) for p in line['loc']], section)}"
     message = line["msg"].removeprefix("Value error, ")
-    return f"{message[0].lower()}{message[1:]} (got {line['input']!r})"
+    return f"{message[0].lower()}{message[1:]} (got {shortened(repr(line['input']))})"
 
 
 def _suggest_key(cls: type[Config], loc: list[str], section: str) -> str:

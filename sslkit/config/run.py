@@ -90,6 +90,9 @@ class RunConfig(Config):
     """Batches per optimizer step, whose gradients are averaged; each loss sees one batch."""
     devices: int = Field(1, ge=1)
     """Number of processes that train together, each on its own GPU or on an equal share of the CPU's cores."""
+    stall_timeout: Seconds | None = 600.0
+    """Time without a step, where several processes train together, after which the one that is silent ends the run,
+    such as 90s, 10m or 1.5h, evaluations apart; null: the others wait for ever."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast precision; auto: the faster of fp32 and bf16 according to `tune`; without tuning, bf16 on GPUs that
     support it, else fp32."""
@@ -113,9 +116,9 @@ class RunConfig(Config):
     loader: Literal["auto", "resident", "ffcv", "torch"] = "auto"
     """resident: decoded images stay on the device; ffcv, torch: images are decoded for each batch; auto: resident if
     the images fit in a quarter of the device's free memory, else ffcv if installed, else torch."""
-    workers: Annotated[int, Field(ge=1)] | Literal[-1, "auto"] = "auto"
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal[-1, "auto"] = "auto"
     """Number of decoding threads; auto: the smallest number that keeps up with training, as measured; -1: all cores."""
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Threads that compute on the CPU; auto: as many as other programs leave room for, by looking once a second. On a
     shared machine a fixed number keeps a run reproducible to the bit."""
     seed: int = Field(0, ge=0, lt=2**31)

@@ -12,7 +12,7 @@ from sslkit.backbones.backbone import width_of
 from sslkit.config.base import Choice
 from sslkit.config.components import without_weights
 from sslkit.config.run import RunConfig
-from sslkit.errors import UserError
+from sslkit.errors import UserError, shortened
 from sslkit.evaluation import Subject
 from sslkit.evaluation.extraction import Preprocessing
 from sslkit.evaluation.floors import measure_floors
@@ -22,6 +22,7 @@ from sslkit.runs.records import FLOORS, Floors, is_accuracy, settings_of, wilson
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
+    from sslkit.data.overview import Survey
 
 
 def evaluate(
@@ -76,14 +77,15 @@ def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:
     return [e for e in evaluators if not plugins.find("evaluators", e.name).needs_labels]
 
 
-def without_their_labels(evaluators: Iterable[Choice], stores: "Stores") -> str | None:
+def without_their_labels(evaluators: Iterable[Choice], stores: "Stores | Survey") -> str | None:
     """Return a sentence that names the evaluators that lack labels, and the remedy; None if there are none."""
     names = [e.name for e in evaluators if not stores.labelled and plugins.find("evaluators", e.name).needs_labels]
     needs = "needs" if len(names) == 1 else "need"
     if not names:
         return None
+    because = f" ({stores.unlabelled})" if stores.unlabelled else ""
     return (
-        f"there are no labels to evaluate with, and {' and '.join(names)} {needs} them; "
+        f"there are no labels to evaluate with{because}, and {' and '.join(names)} {needs} them; "
         "name labelled images with eval_data="
     )
 
@@ -93,6 +95,7 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
     subject.begin(choice.name)
     with Stopwatch(subject.device) as watch:
         metrics = evaluator(subject)
+    _check_figures(choice.name, evaluator, metrics)
     return {
         "evaluator": choice.name,
         "protocol": evaluator.protocol,
@@ -107,6 +110,16 @@ def _measure(subject: Subject, choice: Choice, stores: "Stores") -> dict[str, An
         **({"files": subject.files} if subject.files else {}),
         **({"notes": subject.notes} if subject.notes else {}),
     }
+
+
+def _check_figures(name: str, evaluator: Any, metrics: Any) -> None:
+    """Raise UserError unless an evaluator returned what its contract asks for: numbers by name."""
+    numbers = isinstance(metrics, dict) and all(isinstance(v, int | float) for v in metrics.values())
+    if not numbers or not all(isinstance(key, str) for key in metrics):
+        raise UserError(
+            f"evaluator {name}: {type(evaluator).__name__} must return plain numbers by name, such as "
+            f"{{'top1': 0.5}}, but returns {shortened(repr(metrics))}"
+        )
 
 
 def _with_intervals(metrics: dict[str, float], n: int) -> dict[str, float]:

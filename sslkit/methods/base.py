@@ -124,7 +124,7 @@ class Method(nn.Module):
         Called twice for the same images if the batch is split into micro-batches, so it must change nothing but
         batch-norm statistics.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines neither forward nor embed")
+        raise UserError(f"{type(self).__name__} defines neither forward nor embed; a method needs one of them")
 
     def loss(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return as `forward` does, given `embed` of the whole batch: all micro-batches, gathered from all processes.
@@ -132,7 +132,7 @@ class Method(nn.Module):
         Called several times per optimizer step if `accumulate` is set, so what `after_step` needs is to be
         collected here, and cleared there.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+        raise UserError(f"{type(self).__name__} defines embed, but no loss; a method needs both")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": scalar with a graph, and detached scalars worth logging}."""

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sslkit.config.layers import Mistakes, flatten
+from sslkit.config.plain import guessed
+from sslkit.config.reading import read_yaml
 from sslkit.errors import UserError
 from sslkit.machine.files import reason
 from sslkit.runs.fields import Record, environment, evaluation, is_number, mapping, metric
@@ -80,7 +80,7 @@ def read_run(path: Path) -> RunFiles:
     remarks: list[str] = []
     return RunFiles(
         path=path,
-        settings=flatten(read_mapping(path / CONFIG, yaml.safe_load, remarks), Mistakes()),
+        settings=guessed(flatten(read_mapping(path / CONFIG, read_yaml, remarks), Mistakes())),
         environment=read_environment(path, remarks),
         metrics=read_metrics(path, remarks),
         evaluations=read_evaluations(path, remarks),
@@ -122,7 +122,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) ->
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         remarks.append(f"{path.name} cannot be read.")

@@ -13,6 +13,8 @@ DERIVED_NUMBERS = frozenset(
     | {"processes", "hours", "kwh", "kg_co2e", "peak_memory_gib"}
 )
 """Values in `derived` that are computed with."""
+DERIVED_MAPPINGS = frozenset({"execution", "data"})
+"""Values in `derived` that a resumed run compares with its own, or takes over."""
 
 
 def is_number(value: Any) -> bool:
@@ -43,8 +45,13 @@ def environment(found: Record) -> Record:
     """Return a description of a machine and a run whose `derived` and `origins` are of their kinds."""
     derived = mapping(found.get("derived"))
     origins = {key: value for key, value in mapping(found.get("origins")).items() if isinstance(value, str)}
-    kept = {key: value for key, value in derived.items() if key not in DERIVED_NUMBERS or is_number(value)}
-    return found | {"origins": origins, "derived": kept}
+    return found | {"origins": origins, "derived": {k: v for k, v in derived.items() if _as_derived(k, v)}}
+
+
+def _as_derived(key: str, value: Any) -> bool:
+    if key in DERIVED_MAPPINGS:
+        return isinstance(value, dict)
+    return key not in DERIVED_NUMBERS or is_number(value)
 
 
 def _as_written(key: str, value: Any) -> bool:

@@ -57,7 +57,7 @@ class Run:
         claimed = place or claim(resolved.config)
         run = cls(claimed.folder, resolved.config, resolved.origins)
         try:
-            run._write(CONFIG, resolved.config.to_yaml())
+            run.keep_settings()
             run._write(ENVIRONMENT, as_json(environment() | {"origins": resolved.origins}))
         finally:
             if place is None:
@@ -71,6 +71,10 @@ class Run:
         mistakes = Mistakes()
         resolved = resolve_layers([saved_settings(path, mistakes)], mistakes)
         return cls(path, resolved.config, read_environment(path, [])["origins"])
+
+    def keep_settings(self) -> None:
+        """Write the settings to config.yaml."""
+        self._write(CONFIG, self.config.to_yaml())
 
     @property
     def backbone_file(self) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 from sslkit.config.layers import Layer, Mistakes
 from sslkit.config.run import RunConfig
 
-NEWER: dict[str, Any] = {"threads": "auto", "budget": None, "drop_last": True}
+NEWER: dict[str, Any] = {"threads": "auto", "budget": None, "drop_last": True, "stall_timeout": 600.0}
 """Settings that came after version 0.1.0, with the values that describe runs without them."""
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import signature
 from threading import Thread
 from typing import Any
@@ -19,6 +20,7 @@ from sslkit.machine import distributed
 from sslkit.machine.devices import pick_device
 from sslkit.methods.base import Method
 from sslkit.methods.build import build_method
+from sslkit.training.contract import check_augmentation_once, check_method_once
 from sslkit.training.execution import Execution, multi_view_augmentations, possible_here, usual
 from sslkit.training.optim.optimizer import make_optimizer
 from sslkit.training.optim.schedule import make_schedule, scaled_lr
@@ -49,6 +51,7 @@ def _assemble(config: RunConfig, stores: Stores, device: torch.device, log: Call
     torch.manual_seed(config.seed)
     execution = usual(config, device)
     method = build_method(config, stores).to(device)
+    check_method_once(method, config.method.name)
     method.to(memory_format=execution.memory_format)
     loader = _make_loader(config, stores, device, log)
     steps_per_epoch = _steps_per_epoch(config, loader)
@@ -115,13 +118,16 @@ def _make_augmentation(config: RunConfig, stores: Stores, device: torch.device) 
     )
     for multi_view in multi_view_augmentations(augmentation):
         multi_view.kernels = config.kernels
+    check_augmentation_once(augmentation, config.augment.name)
     return augmentation
 
 
 def _compile_kernels() -> None:
     from sslkit.augment import cpu_kernels
 
-    cpu_kernels.prepare()
+    # What fails here fails again in the first step, unless the command has ended with a mistake in between.
+    with suppress(Exception):
+        cpu_kernels.prepare()
 
 
 def _set_determinism(deterministic: bool, device: torch.device) -> None:

@@ -4,7 +4,7 @@
 several processes each runs all of this code; the first one logs, evaluates and saves.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ from sslkit.training.budget import fit_budget
 from sslkit.training.build import build
 from sslkit.training.execution import Execution
 from sslkit.training.loop import train
+from sslkit.training.moved_data import with_moved_data
 from sslkit.training.preflight import resolve_new_layers
 from sslkit.training.resume import restore_newest
 from sslkit.training.setup import TrainingSetup
@@ -57,19 +58,24 @@ def run(resolved: Resolved, display: Display | None = None) -> Run:
     return new
 
 
-def resume(path: str | Path, display: Display | None = None, devices: int | None = None) -> Run:
+def resume(
+    path: str | Path, display: Display | None = None, devices: int | None = None, words: Iterable[str] = ()
+) -> Run:
     """Resume a run from its newest undamaged checkpoint, bit-identical to an uninterrupted run; return it.
 
-    devices: number of processes, if it is to differ from before (then the views differ).
+    devices: number of processes, if it is to differ from before (then the views differ). words: `data=PATH` and
+    `eval_data=PATH` of images that have moved; they must be the same.
     """
-    old = Run.open(path)
+    old = with_moved_data(Run.open(path), words)
     trackers.check(old.config.trackers)
     if launch.needed(devices or old.config.devices):
-        return launch.start(old, devices or old.config.devices)
+        return launch.start(old, devices or old.config.devices, words)
     with launch.joined(old.config.device), own_random(old.config.seed), _held(old):
         display = display or Display(quiet=not distributed.is_main())
         setup = build(old.config, display.log, _execution(old))
         step = restore_newest(old, setup, display)
+        if words and distributed.is_main():
+            old.keep_settings()
         _note(old, setup)
         _finish(old, lambda: train(old, setup, step, display))
     return old
@@ -132,6 +138,7 @@ def _note(run: Run, setup: TrainingSetup) -> None:
         skipped=len(setup.stores.pretrain.skipped),
         skipped_images=setup.stores.pretrain.skipped[:100],
         image_size=setup.stores.image_size,
+        data=setup.stores.digests,
         loader=setup.loader.kind,
         loader_why=setup.loader.why,
         workers=setup.loader.workers,

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,17 @@ import torch.distributed as dist
 from sslkit.errors import UserError
 from sslkit.machine import distributed
 from sslkit.machine.environment import core_count
-from sslkit.training.stopping import Interrupted
+from sslkit.machine.signals import Interrupted, heeded, stopped_by
+from sslkit.runs.display import Display
+from sslkit.training import pulse
+from sslkit.training.pulse import LEFT_ALONE
+from sslkit.training.watch import watched
 
 if TYPE_CHECKING:
     from sslkit.runs.run import Run
 
 OURS = "SSLKIT_LAUNCHED"
 """Environment variable of processes that `start` launched: the launching process reports the outcome, not they."""
-LEFT_ALONE = 3
-"""Exit status of a process that ends because another process of the group has died."""
 TIMEOUT = timedelta(days=1)
 """Timeout of collective operations: the other processes wait while the first one evaluates, and the launcher, not a
 timeout, detects dead processes."""
@@ -33,11 +35,12 @@ def needed(devices: int) -> bool:
     return devices > 1 and not _launched()
 
 
-def start(run: "Run", devices: int) -> "Run":
+def start(run: "Run", devices: int, words: Iterable[str] = ()) -> "Run":
     """Train `run` with `devices` processes on this machine, from its newest checkpoint; return when they have ended.
 
-    Raises UserError if a process died, or ended with a user error that it has already printed; Interrupted after
-    Ctrl-C and SIGTERM.
+    words: of `sslkit resume`.
+    Raises UserError if a process died, or ended with a user error that it has already printed; Interrupted if it, or
+    any of them, was asked to stop.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -55,13 +58,21 @@ def start(run: "Run", devices: int) -> "Run":
         monitor_interval=0.1,
     )
     threads = str(max(1, core_count() // devices))
-    with _environment({OURS: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}):
+    variables = {
+        OURS: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(s.name for s in heeded()),
+    }
+    say = Display().log
+    with watched(run.config.stall_timeout, say) as watch, _environment({**variables, pulse.FOLDER: str(watch.folder)}):
         try:
-            elastic_launch(settings, sys.executable)("-m", "sslkit", "resume", str(run.path), "--devices", str(devices))
+            elastic_launch(settings, sys.executable)(
+                "-m", "sslkit", "resume", str(run.path), *words, "--devices", str(devices)
+            )
         except ChildFailedError as failed:
-            raise _failure(run, failed, devices) from None
+            raise _failure(run, failed, devices, watch.ended) from None
         except SignalException as signalled:
-            raise Interrupted(int(signalled.sigval), within_step=False) from None
+            raise Interrupted(int(signalled.sigval)) from None
     return run
 
 
@@ -71,6 +82,7 @@ def joined(device: str) -> Iterator[None]:
     if not _launched() or dist.is_initialized():
         yield
         return
+    pulse.start(int(os.environ["RANK"]), int(os.environ.get(OURS, os.getppid())))
     # CPU tensors, such as small numbers, are exchanged by gloo even if gradients are exchanged by NCCL.
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
@@ -87,6 +99,7 @@ def joined(device: str) -> Iterator[None]:
         # The launcher reports why the other process ended.
         raise SystemExit(LEFT_ALONE) from error
     finally:
+        pulse.leave()
         dist.destroy_process_group()
 
 
@@ -104,18 +117,25 @@ def _lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistNetworkError | dist.DistBackendError) or any(m in str(error) for m in messages)
 
 
-def _failure(run: "Run", failed: Any, devices: int) -> UserError:
-    """Return a UserError that explains what ended the first process to fail; the launcher stopped the others."""
+def _failure(run: "Run", failed: Any, devices: int, ended: str | None) -> UserError | Interrupted:
+    """Return Interrupted if the first process to end was asked to stop, else a UserError that explains what ended it.
+
+    The launcher has stopped the others.
+    """
     rank, first = min(failed.failures.items(), key=lambda item: item[1].timestamp)
     if first.exitcode == 2:
         return UserError("the run ended with the error above")
-    how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"failed with status {first.exitcode}"
+    if signum := stopped_by(first.exitcode):
+        return Interrupted(signum)
+    how = ended or f"process {rank} of {devices} " + _how(first)
     saved = run.checkpoints
     remedy = f"resume with: {run.resume_command}" if saved else "there is no checkpoint yet"
-    return UserError(
-        f"process {rank} of {devices} {how}, and the others were stopped; last checkpoint: "
-        f"{saved[-1] if saved else 'none'}; {remedy}"
-    )
+    return UserError(f"{how}, and the others were stopped; last checkpoint: {saved[-1] if saved else 'none'}; {remedy}")
+
+
+def _how(failure: Any) -> str:
+    killed = failure.exitcode < 0
+    return f"was killed by {failure.signal_name()}" if killed else f"failed with status {failure.exitcode}"
 
 
 def _quieten_launcher() -> None:

@@ -12,6 +12,7 @@ from sslkit.evaluation import evaluate as evaluation
 from sslkit.machine import distributed
 from sslkit.machine.load import ThreadGovernor, computing_threads
 from sslkit.machine.precision import uncompiled
+from sslkit.machine.signals import Interrupted
 from sslkit.nn.collapse import collapse_warning
 from sslkit.runs import energy, report
 from sslkit.runs.display import Display
@@ -23,7 +24,7 @@ from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
 from sslkit.training.resume import save
 from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import train_step
-from sslkit.training.stopping import Interrupted, Stopper
+from sslkit.training.stopping import Stopper
 
 
 def train(run: Run, setup: TrainingSetup, step: int, display: Display) -> None:

@@ -1,6 +1,7 @@
 """Settings and checks of a new run: components' checks, enough data for a batch, devices, an empty run directory."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from sslkit.config.base import Choice
 from sslkit.config.layers import Layer, Mistakes
 from sslkit.config.resolve import Draft, Resolved, draft_layers, words_layer
 from sslkit.config.run import RunConfig
+from sslkit.data import survey
 from sslkit.errors import UserError
+from sslkit.evaluation.evaluate import without_their_labels
 from sslkit.runs import place, trackers
 from sslkit.training.auto import fitted_advice
 from sslkit.training.optim.optimizer import known_optimizer
@@ -39,6 +42,13 @@ def resolve_again(layers: list[Layer], mistakes: Mistakes) -> Resolved:
     return _fitted_draft(layers, mistakes).resolved(mistakes)
 
 
+def look_at_data(config: RunConfig) -> list[str]:
+    """Say what the data hold, and which evaluators cannot run on them, one sentence a line. Raises UserError."""
+    found = survey(config.data, config.eval_data, config.seed)
+    left_out = without_their_labels(config.evaluators, found)
+    return [*found.lines, left_out] if left_out else list(found.lines)
+
+
 def _fitted_draft(layers: list[Layer], mistakes: Mistakes) -> Draft:
     return draft_layers(layers, mistakes, fitted_advice)
 
@@ -64,17 +74,45 @@ def _check_components(draft: Draft, mistakes: Mistakes) -> None:
     data = sections["data"]
     if data and not wrong["data"]:
         default = RunConfig.model_fields["batch_size"].default
-        _compare_with_data(data, default if batch_size is None else batch_size, mistakes)
+        size = _compare_with_data(data, default if batch_size is None else batch_size, mistakes)
+        if size and sections["method"] and sections["backbone"] and not wrong["backbone"]:
+            _check_network(sections["method"], sections["backbone"], size, mistakes)
 
 
-def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> None:
+def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> int | None:
+    """Add a batch that is larger than the data; return the image size, None if it is not known without a download."""
     try:
-        count = plugins.find("datasets", data.name)(data.options).count()
+        source = plugins.find("datasets", data.name)(data.options)
+        count = source.count()
+        if count is not None:
+            # Its mistakes, such as a class without training images, would otherwise come after packing.
+            source.images("test")
+        size: int | None = source.image_size() if count else None
     except UserError as error:
         mistakes.add("data", str(error))
-        return
+        return None
     if count is not None and isinstance(batch_size, int) and batch_size > count:
         mistakes.add("batch_size", f"{batch_size} is more than the {count} images of the data; lower it")
+    return size
+
+
+def _check_network(method: Choice, backbone: Choice, image_size: int, mistakes: Mistakes) -> None:
+    """Add a backbone that does not exist, does not take images of that size, or whose weights do not fit."""
+    import torch
+
+    from sslkit.backbones import create_backbone
+    from sslkit.nn.modes import own_random
+
+    trained = plugins.find("methods", method.name).trained_backbone(backbone)
+    with own_random(0):
+        try:
+            # Without memory for its weights, which takes a moment; what only fails without them is tried with them.
+            with suppress(Exception), torch.device("meta"):
+                create_backbone(trained, image_size)
+                return
+            create_backbone(trained, image_size)
+        except UserError as error:
+            mistakes.add("backbone", str(error))
 
 
 def _check_machine(config: RunConfig, mistakes: Mistakes) -> None:

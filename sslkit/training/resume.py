@@ -1,8 +1,10 @@
 """Save the state of training, and restore it, so that a resumed run is bit-identical to an uninterrupted one."""
 
 from pathlib import Path
+from typing import Any
 
 from sslkit.backbones import save_backbone
+from sslkit.data import Stores
 from sslkit.errors import UserError
 from sslkit.machine import distributed
 from sslkit.machine.files import reading
@@ -23,6 +25,7 @@ def save(run: Run, setup: TrainingSetup, step: int) -> Path:
         "optimizer": optimizer,
         "scaler": setup.scaler.state_dict(),
         "steps_per_epoch": setup.steps_per_epoch,
+        "data": setup.stores.digests,
     }
     # The backbone first: a kill between the two must not leave it older than the newest checkpoint.
     with run.written(run.backbone_file):
@@ -51,6 +54,7 @@ def restore_newest(run: Run, setup: TrainingSetup, display: Display) -> int:
     checkpoint, complaints = run.newest_checkpoint()
     for complaint in [*complaints, *run.remarks]:
         display.log(complaint)
+    check_images(checkpoint.state.get("data") if checkpoint else run.derived.get("data"), setup.stores)
     if checkpoint is not None:
         with reading(run.checkpoints[-1], "delete it to go on from the one before it, or start a new run"):
             _restore(setup, checkpoint)
@@ -66,11 +70,23 @@ def restore_newest(run: Run, setup: TrainingSetup, display: Display) -> int:
     return step
 
 
+def check_images(before: Any, stores: Stores) -> None:
+    """Raise UserError unless the images are those of before: {part: digest}; None or {} if these are not known."""
+    now = stores.digests
+    changed = [part for part, digest in (before or {}).items() if now.get(part) != digest]
+    if changed:
+        raise UserError(
+            f"the images have changed since the run was stopped ({', '.join(changed)}): other pictures, another order "
+            f"or other labels; bring the same images back (data=PATH, eval_data=PATH if they have moved), or start a "
+            f"new run"
+        )
+
+
 def _restore(setup: TrainingSetup, checkpoint: Checkpoint) -> None:
     if checkpoint.state["steps_per_epoch"] != setup.steps_per_epoch:
         raise UserError(
-            f"the data has changed: an epoch had {checkpoint.state['steps_per_epoch']} steps and now has "
-            f"{setup.steps_per_epoch}; bring the same images back, or start a new run"
+            f"an epoch had {checkpoint.state['steps_per_epoch']} steps and now has {setup.steps_per_epoch}: "
+            f"batch_size, accumulate, drop_last or the number of images has changed; set it back, or start a new run"
         )
     state = setup.method.state_dict()
     if state.keys() != checkpoint.model.keys():

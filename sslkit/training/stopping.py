@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, after saving."""
+"""Ctrl-C, SIGTERM and a closed terminal end a run between two steps, after saving."""
 
 import signal
 import threading
@@ -6,16 +6,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from sslkit.machine import distributed
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised when a signal stops a run; `status` is the exit status, 130 or 143."""
-
-    def __init__(self, signum: int, within_step: bool) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.status = 128 + signum
-        self.within_step = within_step
+from sslkit.machine import distributed, signals
+from sslkit.machine.signals import Interrupted
+from sslkit.training import pulse
 
 
 class Stopper:
@@ -30,10 +23,11 @@ class Stopper:
     def __enter__(self) -> "Stopper":
         # Only the main thread may set signal handlers; in other threads the caller's handlers remain.
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._before = signals.handle(self._handle)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pulse.end_of_steps()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -45,7 +39,8 @@ class Stopper:
         self._immediate = True
         try:
             if not self.asked:
-                work()
+                with pulse.resting():
+                    work()
         except Interrupted as stopped:
             self.asked = stopped.status - 128
         finally:
@@ -53,6 +48,7 @@ class Stopper:
 
     def stop_if_asked(self) -> None:
         """Raise Interrupted in all processes if any of them received a signal; all must call it between two steps."""
+        pulse.beat()
         if signum := distributed.largest(self.asked or 0):
             raise Interrupted(signum, within_step=False)
 
@@ -60,4 +56,6 @@ class Stopper:
         again, self.asked = self.asked, signum
         if self._immediate or again:
             raise Interrupted(signum, within_step=not self._immediate)
-        self._log("stopping after this step; a second Ctrl-C stops immediately, without saving")
+        # In a thread, as the signal may have come in the middle of printing.
+        text = "stopping after this step; a second Ctrl-C stops immediately, without saving"
+        threading.Thread(target=self._log, args=(text,)).start()

@@ -133,7 +133,7 @@ def test_a_recipe_that_is_no_mapping_is_one_mistake(tmp_path, text):
 
 def test_wrong_values_of_the_command_line_are_named_by_their_word():
     assert "method.momentum: given twice" in mistakes("method.momentum=0.9", "method.momentum=0.8")
-    assert "optimizer.lr: '[1' is not a value; quote it" in mistakes("optimizer.lr=[1")
+    assert "optimizer.lr: input should be a valid number" in mistakes("optimizer.lr=[1")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.forked_command import Forked
+from helpers.launched import wait_for, workers_of
 from helpers.paths import PYTHONPATH
 from helpers.small_methods import backbone_for, make, same, without_batch_norm
 from safetensors.torch import load_file, save_file
@@ -285,27 +286,6 @@ def finished(folder: Path, *words: str) -> tuple[int, str, str]:
     running = Forked(folder, *words, env=ENV)
     out, err = running.communicate()
     return running.returncode, out, err
-
-
-def wait_for(file: Path, running: Forked, seconds: int = 200) -> None:
-    end = time.monotonic() + seconds
-    while not file.exists() or not file.stat().st_size:
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def workers_of(parent: int) -> list[tuple[int, str]]:
-    """(pid, rank) of the processes that `parent` launched."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                words = dict(w.partition("=")[::2] for w in (entry / "environ").read_text().split("\0"))
-                found += [(int(entry.name), words["RANK"])] if "RANK" in words else []
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def test_metrics_are_means_over_the_processes(with_two):

@@ -2,23 +2,46 @@
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 
-from sslkit.training.stopping import Interrupted, Stopper
+from sslkit.machine.signals import Interrupted
+from sslkit.training.stopping import Stopper
 
 
 def raise_signal(signum):
     os.kill(os.getpid(), signum)
 
 
+def _wait_until(condition, seconds=5):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_signal_in_the_middle_of_a_message_lets_it_end():
+    lock, said = threading.Lock(), []
+
+    def log(text):
+        with lock:
+            said.append(text)
+
+    with Stopper(log):
+        with lock:
+            raise_signal(signal.SIGTERM)
+        _wait_until(lambda: said)
+
+
 def test_the_first_signal_waits_for_the_step_to_end():
     said = []
     with Stopper(said.append) as stopper:
         raise_signal(signal.SIGTERM)
-        assert said
         with pytest.raises(Interrupted) as stopped:
             stopper.stop_if_asked()
+    _wait_until(lambda: said)
     assert stopped.value.status == 143
     assert not stopped.value.within_step
 

@@ -20,13 +20,13 @@ from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
 from sslkit.machine import atomic
+from sslkit.machine.signals import Interrupted
 from sslkit.methods.transforms import check_names
 from sslkit.runs.display import Display
 from sslkit.runs.records import as_metrics
 from sslkit.runs.run import Run
 from sslkit.training import engine
 from sslkit.training.preflight import resolve_again, resolve_new_layers
-from sslkit.training.stopping import Interrupted
 
 if TYPE_CHECKING:
     from rich.table import Table

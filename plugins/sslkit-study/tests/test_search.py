@@ -11,9 +11,9 @@ from PIL import Image
 from sslkit_study.search import Outcome, as_csv, as_markdown, draw, matrix, search
 
 from sslkit.errors import UserError
+from sslkit.machine.signals import Interrupted
 from sslkit.runs.display import Display
 from sslkit.runs.run import Run
-from sslkit.training.stopping import Interrupted
 
 TINY = {
     "data": {"name": "shapes", "n_train": 16, "n_test": 12, "image_size": 32},

@@ -9,11 +9,11 @@ import pytest
 import sslkit as library
 from sslkit import plugins
 from sslkit.errors import UserError
+from sslkit.machine.signals import Interrupted
 from sslkit.runs import trackers
 from sslkit.runs.display import Display
 from sslkit.runs.trackers import Tracker
 from sslkit.training import engine
-from sslkit.training.stopping import Interrupted
 
 TINY = {
     "method": {"name": "simclr", "hidden": 32, "dim": 16},

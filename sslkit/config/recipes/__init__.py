@@ -1,23 +1,23 @@
-"""Recipes: YAML files with settings of a run, found by name if shipped in this folder, otherwise by path.
+"""Recipes: YAML files with settings of a run, found by name if shipped here or by a plugin, otherwise by path.
 
 A recipe states only what differs from the defaults, or from the recipe that its key `recipe` names. The first line of
 a shipped recipe is a comment that summarises it and names its source.
 """
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
+from sslkit import plugins
 from sslkit.config.layers import Layer, Mistakes, flatten
-from sslkit.errors import UserError
-
-FOLDER = Path(__file__).resolve().parent
+from sslkit.config.reading import NotYaml, read_yaml
+from sslkit.errors import UserError, in_one_line, shortened
+from sslkit.machine.paths import at_home
 
 
 def names() -> list[str]:
-    """Return the names of the shipped recipes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """Return the names of the shipped recipes, those of plugins included."""
+    return plugins.names("recipes")
 
 
 def summary(name: str) -> str:
@@ -52,12 +52,9 @@ def with_recipes(layer: Layer, mistakes: Mistakes, folder: Path = Path(), within
 def read_recipe(path: Path, mistakes: Mistakes) -> Layer:
     """Read one YAML file; its keys are those of the command line, nested or dotted."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        mistakes.add("", f"recipe {path} cannot be read: {error}")
-        tree = {}
-    except yaml.YAMLError as error:
-        mistakes.add("", f"recipe {path} is not YAML: {' '.join(str(error).split())}")
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, NotYaml) as error:
+        mistakes.add("", f"recipe {path} cannot be read: {in_one_line(error)}")
         tree = {}
     if not isinstance(tree or {}, dict):
         mistakes.add("", f"recipe {path} must be a mapping of settings, such as `method: byol`")
@@ -67,14 +64,15 @@ def read_recipe(path: Path, mistakes: Mistakes) -> Layer:
 
 def _find(recipe: str, folder: Path = Path()) -> Path:
     if recipe in names():
-        return FOLDER / f"{recipe}.yaml"
-    path = folder / Path(recipe).expanduser()
-    if path.is_file():
+        return Path(plugins.find("recipes", recipe))
+    path = folder / at_home(recipe)
+    # Unlike `Path.is_file`, this takes names of any length.
+    if os.path.isfile(path):
         return path
     close = get_close_matches(recipe, names(), n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}?" if close else "`sslkit list recipes` names those that are shipped"
-    raise UserError(f"{recipe!r} is neither the name of a recipe nor a file; {hint}")
+    raise UserError(f"{shortened(recipe)!r} is neither the name of a recipe nor a file; {hint}")
 
 
 def _called(path: Path) -> str:
-    return path.stem if path.parent == FOLDER else str(path)
+    return path.stem if path.stem in names() and plugins.find("recipes", path.stem) == path else str(path)
