@@ -10,7 +10,7 @@ from torch import nn
 from sslkit import plugins
 from sslkit.backbones.backbone import width_of
 from sslkit.config.base import Choice
-from sslkit.config.components import config_class
+from sslkit.config.components import without_weights
 from sslkit.config.run import RunConfig
 from sslkit.errors import UserError, shortened
 from sslkit.evaluation import Subject
@@ -162,5 +162,4 @@ def untrained(config: RunConfig, image_size: int) -> nn.Module:
     from sslkit.backbones import create_backbone
 
     choice = plugins.find("methods", config.method.name).trained_backbone(config.backbone)
-    known = config_class(plugins.find("backbones", choice.name)).model_fields
-    return create_backbone(choice, image_size, **({"pretrained": None} if "pretrained" in known else {}))
+    return create_backbone(choice, image_size, **without_weights(plugins.find("backbones", choice.name)))

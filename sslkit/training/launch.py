@@ -129,7 +129,7 @@ def _failure(run: "Run", failed: Any, devices: int, ended: str | None) -> UserEr
         return Interrupted(signum)
     how = ended or f"process {rank} of {devices} " + _how(first)
     saved = run.checkpoints
-    remedy = f"resume with: sslkit resume {run.path}" if saved else "there is no checkpoint yet"
+    remedy = f"resume with: {run.resume_command}" if saved else "there is no checkpoint yet"
     return UserError(f"{how}, and the others were stopped; last checkpoint: {saved[-1] if saved else 'none'}; {remedy}")
 
 

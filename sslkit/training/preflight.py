@@ -13,7 +13,7 @@ from sslkit.config.run import RunConfig
 from sslkit.data import survey
 from sslkit.errors import UserError
 from sslkit.evaluation.evaluate import without_their_labels
-from sslkit.runs import trackers
+from sslkit.runs import place, trackers
 from sslkit.training.auto import fitted_advice
 from sslkit.training.optim.optimizer import known_optimizer
 
@@ -119,8 +119,8 @@ def _check_machine(config: RunConfig, mistakes: Mistakes) -> None:
     """Add mistakes about optimizers and trackers not installed, a non-empty run directory, devices and batch sizes."""
     if problem := known_optimizer(config.optimizer.name):
         mistakes.add("optimizer.name", problem)
-    if config.out and config.out.exists() and any(config.out.iterdir() if config.out.is_dir() else [1]):
-        mistakes.add("out", f"{config.out} already contains files; choose another, or `sslkit resume {config.out}`")
+    if unusable := place.problem(config):
+        mistakes.add("out", unusable)
     if missing := _device_missing(config.device, config.devices):
         mistakes.add("device", missing)
     try:

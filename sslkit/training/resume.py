@@ -7,6 +7,7 @@ from sslkit.backbones import save_backbone
 from sslkit.data import Stores
 from sslkit.errors import UserError
 from sslkit.machine import distributed
+from sslkit.machine.files import reading
 from sslkit.runs.checkpoint import Checkpoint
 from sslkit.runs.display import Display
 from sslkit.runs.run import Run
@@ -27,15 +28,18 @@ def save(run: Run, setup: TrainingSetup, step: int) -> Path:
         "data": setup.stores.digests,
     }
     # The backbone first: a kill between the two must not leave it older than the newest checkpoint.
-    save_backbone(
-        setup.method.exported,
-        run.backbone_file,
-        name=setup.method.trained_backbone(run.config.backbone).name,
-        image_size=setup.stores.image_size,
-        mean=setup.stores.mean,
-        std=setup.stores.std,
-        config=run.config.model_dump(mode="json"),
-    )
+    with run.written(run.backbone_file):
+        save_backbone(
+            setup.method.exported,
+            run.backbone_file,
+            name=setup.method.trained_backbone(run.config.backbone).name,
+            image_size=setup.stores.image_size,
+            mean=setup.stores.mean,
+            std=setup.stores.std,
+            epoch=state["epoch"],
+            step=step,
+            config=run.config.model_dump(mode="json"),
+        )
     checkpoint = Checkpoint(step, setup.method.state_dict(), tensors, state)
     return run.save_checkpoint(checkpoint, name, run.config.checkpoint_every)
 
@@ -48,16 +52,20 @@ def restore_newest(run: Run, setup: TrainingSetup, display: Display) -> int:
             f"started with {_processes(before)}, resuming with {distributed.world()}: same batches, different views"
         )
     checkpoint, complaints = run.newest_checkpoint()
-    for complaint in complaints:
+    for complaint in [*complaints, *run.remarks]:
         display.log(complaint)
     check_images(checkpoint.state.get("data") if checkpoint else run.derived.get("data"), setup.stores)
     if checkpoint is not None:
-        _restore(setup, checkpoint)
+        with reading(run.checkpoints[-1], "delete it to go on from the one before it, or start a new run"):
+            _restore(setup, checkpoint)
         display.log(f"resuming from step {checkpoint.step} of {setup.steps}")
     elif before:
         display.log(f"{run.path} has no usable checkpoint yet: starting from the beginning")
     step = checkpoint.step if checkpoint else 0
     if distributed.is_main():
+        recorded = run.metrics[-1]["step"] if run.metrics else 0
+        if recorded < step:
+            display.log(f"the metrics of steps {recorded:g} to {step} are lost; the weights are not")
         run.forget_after(step)
     return step
 
