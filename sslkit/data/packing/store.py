@@ -167,6 +167,6 @@ def _as_digests(text: str | None) -> NDArray[np.uint8] | None:
 
 
 def _fits(about: dict[str, Any], images: int) -> bool:
-    """Return True if what is told of each image is told of as many."""
+    """Return True if names and digests are those of so many images."""
     counts = [len(about.get("names", range(images))), len(about.get("digests", "")) // (2 * BYTES) or images]
     return counts == [images, images]

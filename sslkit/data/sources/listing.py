@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from sslkit.data.pictures import EXTENSIONS, printable
+from sslkit.data.sources.layout import Layout, read_layout
 
 TOOL_FOLDERS = frozenset(
     {
@@ -49,6 +51,11 @@ class Listing:
     """Number of other files, by kind."""
     folders: dict[str, int] = field(default_factory=dict)
     """Folders that were read, with their time of change in nanoseconds."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Parts and classes. Raises UserError for a test class without training images."""
+        return read_layout(self.names)
 
     @property
     def left_out(self) -> str:
