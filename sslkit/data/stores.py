@@ -50,9 +50,10 @@ class Stores:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Identify the images of each part: pretrain, train, test; equal for the same images in another place."""
+        """Identify the images of each part, pretrain, train and test, and their size; equal wherever they lie."""
         parts = {"pretrain": self.pretrain, "train": self.train, "test": self.test}
-        return {name: store.digest for name, store in parts.items() if store}
+        size = f"views of {self.image_size} px, {self.pretrain.stored}"
+        return {name: store.digest for name, store in parts.items() if store} | {"size": size}
 
     @property
     def labelled(self) -> bool:
@@ -67,6 +68,8 @@ def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Call
     """
     source = _source(choice)
     image_size = source.image_size()
+    # Killed processes leave temporary files behind.
+    recover(cache_dir(source.config.cache))
     for line in source.found():
         log(line)
     opener = _Opener(choice.name, source, source.store_size(image_size), log)
@@ -248,8 +251,9 @@ class _Opener:
         mode = concrete_mode(config.mode, self.size)
         storage = "raw" if mode == "raw" else f"JPEG quality {config.jpeg_quality}"
         self.log(f"packing {self.title} ({role}): {self.size} px, {storage}, into {path}")
-        # A packing process that was killed leaves its temporary file behind.
         recover(path.parent)
+        # Read before, because this shows a progress of its own.
+        _ = images.digests
         with progress_bar(terminal_stderr()) as update:
             store = pack(
                 images,

@@ -70,24 +70,32 @@ def _check_components(draft: Draft, mistakes: Mistakes) -> None:
     for section, messages in wrong.items():
         for message in messages:
             mistakes.add(section, message)
-    data = sections["data"]
+    data, eval_data = sections["data"], sections.get("eval_data")
+    if eval_data and not wrong["eval_data"]:
+        _find_parts("eval_data", eval_data, mistakes)
     if data and not wrong["data"]:
         default = RunConfig.model_fields["batch_size"].default
         _compare_with_data(data, default if batch_size is None else batch_size, mistakes)
 
 
 def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> None:
+    count = _find_parts("data", data, mistakes)
+    if count is not None and isinstance(batch_size, int) and batch_size > count:
+        mistakes.add("batch_size", f"{batch_size} is more than the {count} images of the data; lower it")
+
+
+def _find_parts(section: str, data: Choice, mistakes: Mistakes) -> int | None:
+    """Return the number of images to pre-train on, if it is known; add what is wrong with the parts."""
     try:
         source = plugins.find("datasets", data.name)(data.options)
-        count = source.count()
+        count: int | None = source.count()
         if count is not None:
             # Its mistakes, such as a class without training images, would otherwise come after packing.
             source.images("test")
     except UserError as error:
-        mistakes.add("data", str(error))
-        return
-    if count is not None and isinstance(batch_size, int) and batch_size > count:
-        mistakes.add("batch_size", f"{batch_size} is more than the {count} images of the data; lower it")
+        mistakes.add(section, str(error))
+        return None
+    return count
 
 
 def _check_machine(config: RunConfig, mistakes: Mistakes) -> None:

@@ -108,6 +108,13 @@ class Store:
         known: str | None = self.about.get("digest")
         return known or self._content or file_digest(self.path)
 
+    @property
+    def stored(self) -> str:
+        """How the images are stored, in words."""
+        known = self.about.get("settings", {})
+        keys = ("mode", "fit") if known.get("mode") == "raw" else ("mode", "jpeg_quality", "fit")
+        return ", ".join([f"stored at {self.size} px", *(f"{key} {known[key]}" for key in keys if key in known)])
+
     def check(self, cache: Path | None = None) -> None:
         """Compare all bytes with those that were packed; an unchanged file is read only once for that.
 
