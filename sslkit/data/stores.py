@@ -108,6 +108,8 @@ def pack_source(choice: Choice, out: Path, role: Role = "pretrain", log: Callabl
     images = source.images(role)
     if images is None:
         raise UserError(f"{choice.name} has no images to {role} on; choose another --role")
+    for line in source.found():
+        log(line)
     opener = _Opener(choice.name, source, source.store_size(source.image_size()), log)
     return opener.pack(images, role, out)
 
