@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -243,8 +244,10 @@ class _Opener:
                 return store
             except UserError as error:
                 self.log(f"packing again: {error}")
-                for file in (path, sidecar(path)):
-                    file.unlink(missing_ok=True)
+                # In a cache that cannot be written, packing gives the reason.
+                with suppress(OSError):
+                    path.unlink()
+                    sidecar(path).unlink()
         return None
 
     def pack(self, images: Images, role: Role, path: Path) -> Store:
