@@ -16,7 +16,7 @@ from sslkit.data.packing.convert import Fit, to_square
 from sslkit.data.packing.processes import ordered_map_by_processes
 from sslkit.data.packing.store import Store, sidecar
 from sslkit.data.threads import ordered_map
-from sslkit.errors import UserError
+from sslkit.errors import UserError, in_one_line
 from sslkit.machine.atomic import replacing, write_text
 from sslkit.machine.environment import core_count
 
@@ -139,7 +139,7 @@ def _prepare(images: Images, index: int, *, size: int, mode: Mode, jpeg_quality:
         raise
     except Exception as error:
         # Decoders raise anything on damaged files: OSError, SyntaxError, struct.error, zlib.error, ...
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{type(error).__name__}: {in_one_line(error)}"
     label = -1 if images.labels is None else int(images.labels[index])
     if mode == "raw":
         return Record(RAW, size, size, pixels.tobytes(), label)
