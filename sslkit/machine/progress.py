@@ -37,7 +37,7 @@ def progress_bar(
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
-    # Where there is no room for everything, the text gives way, and not the times.
+    # Where there is no room for everything, the text is cut, and not the times.
     text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
     share = [BarColumn(), *_tail()] if console.width > NARROW else _tail()
     with Progress(text, *share, console=console, transient=not keep, expand=console.width <= NARROW) as bar:
