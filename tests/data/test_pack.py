@@ -518,9 +518,14 @@ def test_processes_hand_large_pictures_back(tmp_path, monkeypatch):
     assert near(store.read([2])[0, 4, 16], RED)
 
 
-def test_no_reason_holds_a_memory_address():
-    error = OSError("cannot identify image file <_io.BytesIO object at 0x7f0123abcdef>")
-    assert packing._reason(error) == "OSError: cannot identify image file"
+def test_no_reason_holds_a_memory_address(tmp_path):
+    for k in range(30):
+        save(tmp_path / "p", f"{k:02}.png", halves(8, 8))
+    (tmp_path / "p/00.png").write_bytes(b"no image")
+    store = pack(FileImages(tmp_path / "p"), tmp_path / "a.beton", size=8)
+    [(_, reason)] = store.skipped
+    assert "0x" not in reason
+    assert reason.startswith("UnidentifiedImageError: cannot identify image file")
 
 
 def test_a_file_cut_while_it_is_open_is_named_and_kills_nothing(tmp_path):

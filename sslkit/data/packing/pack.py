@@ -2,7 +2,6 @@
 
 import errno
 import json
-import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
@@ -22,7 +21,7 @@ from sslkit.data.packing.processes import ordered_map_by_processes
 from sslkit.data.packing.store import Store, sidecar
 from sslkit.data.pictures import MAX_PIXELS, any_size, check_pixels
 from sslkit.data.threads import ordered_map
-from sslkit.errors import UserError
+from sslkit.errors import UserError, in_one_line
 from sslkit.machine.atomic import replacing, write_text
 from sslkit.machine.environment import core_count
 
@@ -197,7 +196,7 @@ def _prepare(
         raise
     except Exception as error:
         # Decoders raise anything on damaged files: OSError, SyntaxError, struct.error, zlib.error, ...
-        return _reason(error)
+        return f"{type(error).__name__}: {in_one_line(error)}"
     label = -1 if images.labels is None else int(images.labels[index])
     if mode == "raw":
         return Record(RAW, size, size, pixels.tobytes(), label)
@@ -215,12 +214,6 @@ def _pixels_to_decode(picture: Image.Image | NDArray[np.uint8], size: int, most:
     check_pixels(picture.size, most)
     draft(picture, size)
     return picture.width * picture.height
-
-
-def _reason(error: Exception) -> str:
-    """Return an error as one line, without the addresses of objects, which differ from run to run."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", text)
 
 
 def _stop_if_too_many(skipped: list[tuple[str, str]], seen: int, total: int, max_skipped: float) -> None:
