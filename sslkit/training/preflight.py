@@ -32,6 +32,7 @@ def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
     draft = _fitted_draft(layers, mistakes)
     _check_components(draft, mistakes)
     if draft.config is not None:
+        _check_labels(draft.config, mistakes)
         _check_machine(draft.config, mistakes)
         _check_budget(draft, mistakes)
     return draft.resolved(mistakes)
@@ -120,6 +121,20 @@ def _check_network(method: Choice, backbone: Choice, image_size: int, mistakes: 
             create_backbone(trained, image_size)
         except UserError as error:
             mistakes.add("backbone", str(error))
+
+
+def _check_labels(config: RunConfig, mistakes: Mistakes) -> None:
+    """Add a mistake for a method that needs labels if it is known, before packing, that there are none."""
+    if not plugins.find("methods", config.method.name).uses_labels:
+        return
+    source = plugins.find("datasets", config.data.name)(config.data.options)
+    try:
+        images = None if source.count() is None else source.images("pretrain")
+    except UserError:
+        # It is among the mistakes already.
+        return
+    if images is not None and images.unlabelled:
+        mistakes.add("method", f"{config.method.name} needs labels, and the data has none: {images.unlabelled}")
 
 
 def _check_machine(config: RunConfig, mistakes: Mistakes) -> None:

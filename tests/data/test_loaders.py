@@ -10,6 +10,7 @@ from itertools import chain, islice, pairwise
 import numpy as np
 import pytest
 import torch
+from helpers.paths import PYTHONPATH
 from helpers.process_memory import private_bytes
 
 from sslkit.data import ArrayImages, Shapes, in_order, make_loader, pack
@@ -287,3 +288,29 @@ def test_a_file_that_is_cut_while_it_streams_is_named_and_kills_nothing(tmp_path
     os.truncate(store.path, int(store.beton._pointers.min()))
     with pytest.raises(UserError, match=r"a\.beton has been cut short while it was open"):
         list(batches)
+
+
+CUT = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from sslkit.data import ArrayImages, make_loader, pack
+pixels = np.random.default_rng(0).integers(0, 256, (64, 112, 112, 3), np.uint8)
+store = pack(ArrayImages(lambda: (pixels, None), "noise"), Path(sys.argv[1]), size=112, mode="raw")
+loader = make_loader(store, batch_size=4, seed=0, device="cpu", kind="ffcv", workers=1)
+batches = loader.epoch(0)
+next(batches)
+os.truncate(store.path, 1 << 21)
+for _ in batches:
+    pass
+"""
+
+
+@needs_ffcv
+def test_a_file_that_is_cut_while_ffcv_streams_it_ends_with_a_sentence(tmp_path):
+    words = [sys.executable, "-c", CUT, tmp_path / "a.beton"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": PYTHONPATH}
+    )
+    assert done.returncode == 2
+    assert "a.beton has been cut short while it was open" in done.stderr

@@ -165,3 +165,10 @@ def test_a_dry_run_finds_that_no_image_can_be_opened(tmp_path, sslkit):
     found = sslkit("run", "method=simclr", "backbone=squeezenet", f"data={tmp_path / 'photos'}", "--dry-run")
     assert found.returncode == 2
     assert "can be opened" in found.stderr
+
+
+def test_a_dry_run_finds_that_a_method_lacks_labels(stopped, sslkit):
+    shutil.rmtree(stopped / "photos" / "b")
+    found = sslkit("run", "method=supervised", "backbone=squeezenet", f"data={stopped / 'photos'}", "--dry-run")
+    assert found.returncode == 2
+    assert "method: supervised needs labels, and the data has none: no class folders" in found.stderr

@@ -5,9 +5,13 @@ import os
 import platform
 import queue
 import shutil
+import signal
 import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -34,13 +38,36 @@ class FFCV(Loader):
     def _pixels(self, batches: NDArray[np.int64]) -> Iterator[Tensor]:
         order = _Fixed(self.store.rows[batches.reshape(-1)])
         self._stream.traversal_order, self._stream.first_traversal_order = order, order.rows
-        ahead = iter(self._stream)
-        try:
-            for _ in batches:
-                self.store.beton.check_whole()
-                yield _to_device(_next_buffer(ahead), self.device, reused=True)
-        finally:
-            _stop(ahead)
+        self.store.beton.check_whole()
+        with _ending_at_bus_errors(self.store.beton.cut_while_open):
+            ahead = iter(self._stream)
+            try:
+                for _ in batches:
+                    yield _to_device(_next_buffer(ahead), self.device, reused=True)
+            finally:
+                _stop(ahead)
+
+
+@contextmanager
+def _ending_at_bus_errors(sentence: str) -> Iterator[None]:
+    """Inside the block, end the process with a sentence if FFCV reads past the end of its file.
+
+    The system then sends SIGBUS to FFCV's thread, which repeats the instruction until this handler has run in the main
+    thread, which reads no mapped file meanwhile. Nothing else can end that thread, so an exception would not do.
+    """
+
+    def end(*_: object) -> None:
+        print(f"Error: {sentence}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGBUS"):
+        yield
+        return
+    before = signal.signal(signal.SIGBUS, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGBUS, before)
 
 
 class _Fixed:

@@ -12,11 +12,12 @@ size.
 
 import hashlib
 import math
-import mmap
 import os
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,7 +79,7 @@ def decode_jpeg(record: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 
 
 class Beton:
-    """A .beton file opened for reading; its pages stay on disk, mapped into memory.
+    """A .beton file opened for reading; its pages stay on disk.
 
     Raises UserError if the file is not a .beton, is truncated, or holds no images that can be read here.
     """
@@ -112,13 +113,17 @@ class Beton:
 
     def digests(self, rows: Iterable[int]) -> NDArray[np.uint8]:
         """Return a digest of the stored bytes of each image, uint8 [n, 16]."""
-        self.check_whole()
         return array_digests(self._record(row) for row in rows)
 
     def check_whole(self) -> None:
-        """Raise UserError if the file has been cut since it was opened: to read past its end would kill the process."""
-        if self._map.size() < self._end:
-            raise UserError(f"{self.path} has been cut short while it was open; start again, and it is packed again")
+        """Raise UserError if the file has been cut since it was opened."""
+        if os.fstat(self._file).st_size < self._end:
+            raise UserError(self.cut_while_open)
+
+    @property
+    def cut_while_open(self) -> str:
+        """The sentence about a file that has been cut since it was opened."""
+        return f"{self.path} has been cut short while it was open; start again, and it is packed again"
 
     def size_of(self, row: int) -> tuple[int, int]:
         """Return (height, width) of one image."""
@@ -126,7 +131,6 @@ class Beton:
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """Return one image of any size, uint8 [H, W, 3]."""
-        self.check_whole()
         out = np.empty((*self.size_of(row), 3), np.uint8)
         self._decode(row, out)
         return out
@@ -135,12 +139,10 @@ class Beton:
         """Return images of one common size, uint8 [n, H, W, 3], in the order of `rows`."""
         if self.shape is None:
             raise ValueError(f"the images of {self.path} differ in size; read them one by one")
-        self.check_whole()
-        shape = (len(rows), *self.shape, 3)
+        out = np.empty((len(rows), *self.shape, 3), np.uint8)
         if self._all_raw:
-            windows = np.lib.stride_tricks.sliding_window_view(self._bytes, math.prod(shape[1:]))
-            return windows[self._pointers[rows]].reshape(shape)
-        out = np.empty(shape, np.uint8)
+            self._read_raw(self._pointers[rows], out)
+            return out
         for k, row in enumerate(rows.tolist()):
             self._decode(row, out[k])
         return out
@@ -157,18 +159,39 @@ class Beton:
                 f"image {row} of {self.path} cannot be decoded ({error}): the file is damaged; pack it again"
             ) from error
 
+    def _read_raw(self, pointers: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Read equally long records from their positions; those that follow each other in the file, at once."""
+        length = math.prod(out.shape[1:])
+        starts = np.flatnonzero(np.diff(pointers, prepend=-length - 1) != length).tolist()
+        for start, end in pairwise([*starts, len(pointers)]):
+            self._fill(out[start:end], int(pointers[start]))
+
     def _record(self, row: int) -> NDArray[np.uint8]:
-        start = int(self._pointers[row])
-        return self._bytes[start : start + int(self._sizes[row])]
+        record = np.empty(int(self._sizes[row]), np.uint8)
+        self._fill(record, int(self._pointers[row]))
+        return record
+
+    def _fill(self, out: NDArray[np.uint8], position: int) -> None:
+        """Read from a position of the file. Raises UserError if the file ends before `out` is full.
+
+        Not mapped into memory: where a mapped file has been cut, reading it kills the process.
+        """
+        left = out.data.cast("B") if out.size else memoryview(b"")
+        while left.nbytes:
+            count = os.preadv(self._file, [left], position)
+            if count == 0:
+                raise UserError(self.cut_while_open)
+            left, position = left[count:], position + count
 
     @cached_property
-    def _map(self) -> mmap.mmap:
-        with open(self.path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    @cached_property
-    def _bytes(self) -> NDArray[np.uint8]:
-        return np.frombuffer(self._map, np.uint8)
+    def _file(self) -> int:
+        """Descriptor of the file, closed with this object."""
+        try:
+            file = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        weakref.finalize(self, os.close, file)
+        return file
 
     def _read_tables(self, file: BinaryIO, size: int) -> None:
         header = _table(file, HEADER, 1, self.path)[0]
