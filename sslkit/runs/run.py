@@ -171,8 +171,8 @@ class Run:
 
         Temporary files of processes that were killed are removed.
         """
-        for folder in (self.path, self.path / "figures"):
-            atomic.recover(folder)
+        for path in atomic.left_over(self.path):
+            atomic.remove(path)
         return checkpoint.newest_checkpoint(self.path / CHECKPOINTS)
 
     def forget_after(self, step: int) -> None:
