@@ -1,5 +1,10 @@
 """The one exception whose message is meant for the user, and one-line messages of any other."""
 
+import re
+
+OBJECT = re.compile(r"<[\w.]*?(\w+) object at 0x[0-9a-fA-F]+>")
+"""An object as Python shows it, with an address that differs from run to run."""
+
 
 class UserError(Exception):
     """A mistake of the user; the message states the remedy.
@@ -10,8 +15,8 @@ class UserError(Exception):
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the message of any exception in one line, truncated to 200 characters; its type if there is none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Return the message of any exception in one line of up to 200 characters, without addresses; else its type."""
+    return OBJECT.sub(r"the \1", " ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def shortened(text: str, most: int = 80) -> str:

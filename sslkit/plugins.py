@@ -135,6 +135,8 @@ def find(kind: str, name: Any) -> Any:
     prefix = name.partition(":")[0] + ":"
     if name not in catalog and prefix in catalog and name != prefix:
         return partial(_only(catalog[prefix]).load(), name.removeprefix(prefix))
+    if name in catalog and name.endswith(":"):
+        raise UserError(f"{name} needs a name behind the colon, such as {name}NAME")
     if name not in catalog:
         raise UserError(f"no {singular(kind)} is called {shortened(name)!r}; {suggest(name, sorted(catalog))}")
     return _only(catalog[name]).load()

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.config.base import Config
+from sslkit.config import base
 from sslkit.config.task import Fitted, Task
 
 Triple = tuple[float, float, float]
@@ -18,7 +18,7 @@ class Augmentation(nn.Module):
     channels, in units where white is 1.
     """
 
-    class Config(Config):
+    class Config(base.Config):
         """Settings of an augmentation, given as `augment.<field>=`."""
 
     n_views: int

@@ -31,11 +31,7 @@ def create_backbone(backbone: str | Choice, image_size: int = 224, **options: An
     name = backbone.name
     factory = plugins.find("backbones", name)
     config = _settings(name, factory, backbone.options.model_dump(exclude_unset=True) | options)
-    net: Any = _call(factory, config, image_size)
-    if not isinstance(net, nn.Module):
-        raise UserError(
-            f"backbone {name}: its factory must return a torch.nn.Module, but returns a {type(net).__name__}"
-        )
+    net = _call(name, factory, config, image_size)
     # A compound of backbones comes with its stems adapted.
     if not hasattr(net, "stem_kind"):
         net.stem_kind = _fit_stem(net, name, getattr(config, "stem", "imagenet"), image_size)
@@ -58,10 +54,12 @@ def _settings(name: str, factory: Any, options: dict[str, Any]) -> Config:
     return config
 
 
-def _call(factory: Callable[..., nn.Module], config: Config, image_size: int) -> nn.Module:
-    if "image_size" in inspect.signature(factory).parameters:
-        return factory(config, image_size=image_size)
-    return factory(config)
+def _call(name: str, factory: Callable[..., Any], config: Config, image_size: int) -> Any:
+    takes_size = "image_size" in inspect.signature(factory).parameters
+    net = factory(config, image_size=image_size) if takes_size else factory(config)
+    if not isinstance(net, nn.Module):
+        raise UserError(f"backbone {name}: its factory must return a torch.nn.Module, not a {type(net).__name__}")
+    return net
 
 
 def _fit_stem(net: nn.Module, name: str, stem: str, image_size: int) -> str:

@@ -4,12 +4,12 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sslkit import plugins
 from sslkit.data.loaders.ffcv import ffcv_missing
+from sslkit.machine.console import PlainConsole
 from sslkit.machine.environment import core_count, device_name, package_version
 
 
@@ -18,7 +18,7 @@ def print_report() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for topic, fact in _facts():
         table.add_row(Text(topic, style="bold"), Text(fact, overflow="fold"))
-    Console(highlight=False, soft_wrap=True).print(table)
+    PlainConsole(soft_wrap=True).print(table)
 
 
 def _facts() -> Iterator[tuple[str, str]]:

@@ -37,9 +37,11 @@ class Group(click.Group):
                 raise UserError(f"results on standard output are lost ({lost}); send them elsewhere")
             return result
         except UserError as error:
+            from sslkit.machine.console import printable
+
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {printable(str(error))}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as stopped:
             ctx.exit(getattr(stopped, "status", 130))

@@ -30,7 +30,11 @@ def survey(choice: Choice, eval_choice: Choice | None, seed: int) -> Survey:
 
     Only data sets that tell what was found, such as folders, are looked at.
     """
-    lines = _source(choice).found()
+    pretraining = _source(choice)
+    lines = pretraining.found()
+    if lines:
+        # Raises an error if no image can be opened.
+        pretraining.image_size()
     if eval_choice is not None:
         lines += [f"eval_data: {line}" for line in _source(eval_choice).found()]
     source = _source(eval_choice or choice)

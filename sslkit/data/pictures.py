@@ -9,8 +9,8 @@ from threading import Lock
 
 from PIL import Image
 
-HEIF = frozenset({".heic", ".heif", ".hif"})
-EXTENSIONS = HEIF.union(
+HEIF = (".heic", ".heif", ".hif")
+EXTENSIONS = frozenset(HEIF).union(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif"],
     [".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"],
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -50,9 +51,10 @@ class Stores:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Identify the images of each part: pretrain, train, test; equal for the same images in another place."""
+        """Identify the images of each part, pretrain, train and test, and their size; equal wherever they lie."""
         parts = {"pretrain": self.pretrain, "train": self.train, "test": self.test}
-        return {name: store.digest for name, store in parts.items() if store}
+        size = f"views of {self.image_size} px, {self.pretrain.stored}"
+        return {name: store.digest for name, store in parts.items() if store} | {"size": size}
 
     @property
     def labelled(self) -> bool:
@@ -67,6 +69,8 @@ def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Call
     """
     source = _source(choice)
     image_size = source.image_size()
+    # Killed processes leave temporary files behind.
+    recover(cache_dir(source.config.cache))
     for line in source.found():
         log(line)
     opener = _Opener(choice.name, source, source.store_size(image_size), log)
@@ -105,6 +109,8 @@ def pack_source(choice: Choice, out: Path, role: Role = "pretrain", log: Callabl
     images = source.images(role)
     if images is None:
         raise UserError(f"{choice.name} has no images to {role} on; choose another --role")
+    for line in source.found():
+        log(line)
     opener = _Opener(choice.name, source, source.store_size(source.image_size()), log)
     return opener.pack(images, role, out)
 
@@ -238,8 +244,10 @@ class _Opener:
                 return store
             except UserError as error:
                 self.log(f"packing again: {error}")
-                for file in (path, sidecar(path)):
-                    file.unlink(missing_ok=True)
+                # In a cache that cannot be written, packing gives the reason.
+                with suppress(OSError):
+                    path.unlink()
+                    sidecar(path).unlink()
         return None
 
     def pack(self, images: Images, role: Role, path: Path) -> Store:
@@ -248,8 +256,9 @@ class _Opener:
         mode = concrete_mode(config.mode, self.size)
         storage = "raw" if mode == "raw" else f"JPEG quality {config.jpeg_quality}"
         self.log(f"packing {self.title} ({role}): {self.size} px, {storage}, into {path}")
-        # A packing process that was killed leaves its temporary file behind.
         recover(path.parent)
+        # Read before, because this shows a progress of its own.
+        _ = images.digests
         with progress_bar(terminal_stderr()) as update:
             store = pack(
                 images,

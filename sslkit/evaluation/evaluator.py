@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sslkit.config.base import Config
+from sslkit.config import base
 from sslkit.evaluation.extraction import Features
 from sslkit.evaluation.subject import Subject
 
@@ -12,7 +12,7 @@ from sslkit.evaluation.subject import Subject
 class Evaluator:
     """Base class of evaluators."""
 
-    class Config(Config):
+    class Config(base.Config):
         """Settings `evaluators.<name>.<field>=`."""
 
     needs_labels: ClassVar[bool] = True

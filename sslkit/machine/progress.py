@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
+NARROW = 110
+"""Columns of a terminal up to which there is no bar, as text and times need the room."""
 Update = Callable[[int, int, str], None]
 """update(done, total, text), which may be called often. text: label of the bar, or the plain line."""
 
 
 def terminal_stderr() -> "Console":
     """Return a console on standard error that does not wrap lines, for messages apart from results."""
-    from rich.console import Console
+    from sslkit.machine.console import PlainConsole
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return PlainConsole(stderr=True, soft_wrap=True)
 
 
 @contextmanager
@@ -31,13 +34,29 @@ def progress_bar(
     if not console.is_terminal:
         yield _lines(console, every, at_once)
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
-    percentage = TextColumn("{task.percentage:>3.0f} %")
-    columns = [TextColumn("{task.description}"), BarColumn(), percentage, TimeElapsedColumn(), TextColumn("left")]
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=not keep) as bar:
+    # Where there is no room for everything, the text is cut, and not the times.
+    text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    share = [BarColumn(), *_tail()] if console.width > NARROW else _tail()
+    with Progress(text, *share, console=console, transient=not keep, expand=console.width <= NARROW) as bar:
         task = bar.add_task("", total=None, completed=done)
         yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+
+
+def _tail() -> "list[ProgressColumn]":
+    """Return the columns that are always shown whole: percentage, time elapsed and time left."""
+    from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    numbers = Column(no_wrap=True, overflow="crop")
+    return [
+        TextColumn("{task.percentage:>3.0f} %", table_column=numbers),
+        TimeElapsedColumn(),
+        TextColumn("left", table_column=numbers),
+        TimeRemainingColumn(),
+    ]
 
 
 def _lines(console: "Console", every: float, at_once: bool) -> Update:

@@ -22,6 +22,10 @@ Row = dict[str, Any]
 
 NAMES = ("run", "method", "backbone", "data")
 COSTS = ("parameters", "gflops", "hours", "kwh", "kg_co2e")
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of cells that spreadsheets calculate."""
+WIDEST = 10_000
+"""Columns that no table needs."""
 NONE = "—"
 """Text of a cell whose figure is missing."""
 
@@ -53,7 +57,10 @@ def show(rows: list[Row], style: str) -> None:
     if style == "table":
         from sslkit.runs.display import terminal
 
-        terminal().print(as_table(rows))
+        console, drawn = terminal(), as_table(rows)
+        # A number that is broken in its middle is another number.
+        fits = console.measure(drawn, options=console.options.update(max_width=WIDEST)).maximum <= console.width
+        console.print(drawn if fits else as_lists(rows))
     else:
         writers: dict[str, Callable[[list[Row]], str]] = {
             "csv": as_csv,
@@ -75,12 +82,29 @@ def as_table(rows: list[Row]) -> Table:
     return drawn
 
 
+def as_lists(rows: list[Row]) -> Table:
+    """Return a table for a narrow terminal: the figures of a run below each other, one run after the other."""
+    heading, *body = _cells(rows)
+    drawn = Table(box=None, show_header=False, pad_edge=False)
+    drawn.add_column(no_wrap=True)
+    drawn.add_column(overflow="fold")
+    for number, cells in enumerate(body):
+        if number:
+            drawn.add_row()
+        for column, cell in zip(heading, cells):
+            drawn.add_row(Text(column), Text(cell, style="" if column in NAMES else "bold"))
+    return drawn
+
+
 def as_csv(rows: list[Row]) -> str:
-    """Return CSV with the keys of `table`, fractions in full precision; cells of missing figures are empty."""
+    """Return CSV with the keys of `table`, fractions in full precision; cells of missing figures are empty.
+
+    Names that a spreadsheet would calculate, such as =1+1, begin with an apostrophe, as it asks for.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _for_spreadsheet(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -215,6 +239,10 @@ def _per_cent(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.3g}"
+
+
+def _for_spreadsheet(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def _for_markdown(cell: str) -> str:

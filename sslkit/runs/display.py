@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sslkit.machine.console import PlainConsole
 from sslkit.machine.progress import Update, progress_bar
 from sslkit.runs.label_free import LABEL_FREE, label_free
 from sslkit.runs.records import FLOORS, floors_of, is_accuracy, measured
@@ -15,7 +16,7 @@ class Display:
     """Prints messages for the user on standard error, or nothing if `quiet`, as for tests and libraries."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self.console = console or PlainConsole(stderr=True, soft_wrap=True, quiet=quiet)
         self._update: Update = lambda done, total, text: None
         self._total = 0
         self._warned: set[str] = set()
@@ -87,5 +88,5 @@ def _summary(metrics: dict[str, Any]) -> str:
 
 def terminal() -> Console:
     """Return a console for results on standard output; in a pipe it is wide enough that no table row is folded."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=200)

@@ -4,6 +4,7 @@ docs/auto-settings.md explains the rules and the measurements that they rest on.
 augmentations add their own in a class method `fitted(task)`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from sslkit import plugins
@@ -120,15 +121,20 @@ def _steps(requested: dict[str, Any]) -> int:
 
 def _images(data: Choice | None) -> tuple[int, int, str]:
     """Return the number of images, the image size, and the number in words."""
-    try:
-        source = plugins.find("datasets", data.name)(data.options) if data else None
-        count = source.count() if source else None
-        size = source.image_size() if source and count else None
-    except UserError:
-        count, size = None, None
+    source = plugins.find("datasets", data.name)(data.options) if data else None
+    count = _unless_mistaken(source.count) if source else None
+    size = _unless_mistaken(source.image_size) if source and count else None
     if not count:
         return ASSUMED_IMAGES, size or ASSUMED_SIZE, f"{ASSUMED_IMAGES:,} images assumed, they are not counted yet"
     return count, size or ASSUMED_SIZE, ""
+
+
+def _unless_mistaken(measure: Callable[[], int | None]) -> int | None:
+    """Return None for what is reported as a mistake elsewhere."""
+    try:
+        return measure()
+    except UserError:
+        return None
 
 
 def _set_by_user(requested: dict[str, Any], key: str) -> Fitted | None:

@@ -1,4 +1,4 @@
-"""Check once what a method and an augmentation return, so that a broken contract is told where it is broken.
+"""Check once what a method and an augmentation return, so that a broken contract is reported where it is broken.
 
 The first call of each function goes through a check, which then removes itself: later calls cost nothing.
 """

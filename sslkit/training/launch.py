@@ -63,8 +63,8 @@ def start(run: "Run", devices: int, words: Iterable[str] = ()) -> "Run":
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(s.name for s in heeded()),
     }
-    say = Display().log
-    with watched(run.config.stall_timeout, say) as watch, _environment({**variables, pulse.FOLDER: str(watch.folder)}):
+    log = Display().log
+    with watched(run.config.stall_timeout, log) as watch, _environment({**variables, pulse.FOLDER: str(watch.folder)}):
         try:
             elastic_launch(settings, sys.executable)(
                 "-m", "sslkit", "resume", str(run.path), *words, "--devices", str(devices)

@@ -71,7 +71,9 @@ def _check_components(draft: Draft, mistakes: Mistakes) -> None:
     for section, messages in wrong.items():
         for message in messages:
             mistakes.add(section, message)
-    data = sections["data"]
+    data, eval_data = sections["data"], sections.get("eval_data")
+    if eval_data and not wrong["eval_data"]:
+        _find_parts("eval_data", eval_data, mistakes)
     if data and not wrong["data"]:
         default = RunConfig.model_fields["batch_size"].default
         size = _compare_with_data(data, default if batch_size is None else batch_size, mistakes)
@@ -81,19 +83,24 @@ def _check_components(draft: Draft, mistakes: Mistakes) -> None:
 
 def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> int | None:
     """Add a batch that is larger than the data; return the image size, None if it is not known without a download."""
-    try:
-        source = plugins.find("datasets", data.name)(data.options)
-        count = source.count()
-        if count is not None:
-            # Its mistakes, such as a class without training images, would otherwise come after packing.
-            source.images("test")
-        size: int | None = source.image_size() if count else None
-    except UserError as error:
-        mistakes.add("data", str(error))
-        return None
+    count, size = _find_parts("data", data, mistakes)
     if count is not None and isinstance(batch_size, int) and batch_size > count:
         mistakes.add("batch_size", f"{batch_size} is more than the {count} images of the data; lower it")
     return size
+
+
+def _find_parts(section: str, data: Choice, mistakes: Mistakes) -> tuple[int | None, int | None]:
+    """Return number and size of the images to pre-train on, as far as known; add what is wrong with the parts."""
+    try:
+        source = plugins.find("datasets", data.name)(data.options)
+        count: int | None = source.count()
+        if count is not None:
+            # Its mistakes, such as a class without training images, would otherwise come after packing.
+            source.images("test")
+        return count, source.image_size() if count else None
+    except UserError as error:
+        mistakes.add(section, str(error))
+        return None, None
 
 
 def _check_network(method: Choice, backbone: Choice, image_size: int, mistakes: Mistakes) -> None:

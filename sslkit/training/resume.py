@@ -76,9 +76,9 @@ def check_images(before: Any, stores: Stores) -> None:
     changed = [part for part, digest in (before or {}).items() if now.get(part) != digest]
     if changed:
         raise UserError(
-            f"the images have changed since the run was stopped ({', '.join(changed)}): other pictures, another order "
-            f"or other labels; bring the same images back (data=PATH, eval_data=PATH if they have moved), or start a "
-            f"new run"
+            f"the images have changed since the run was stopped ({', '.join(changed)}): other pictures, another "
+            f"order, other labels or another size; bring the same images back (data=PATH, eval_data=PATH if they have "
+            f"moved), or start a new run"
         )
 
 

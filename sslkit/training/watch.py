@@ -21,12 +21,12 @@ Life = dict[str, Any]
 class Watch:
     """The watch over processes that show signs of life in a folder."""
 
-    def __init__(self, folder: Path, limit: float | None, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, limit: float | None, log: Callable[[str], None]) -> None:
         self.ended: str | None = None
         """The sentence about the process that ended the run; None if none did."""
         self.folder = folder
         self._limit = limit or float("inf")
-        self._say = say
+        self._log = log
         self._named = False
 
     def look(self) -> None:
@@ -42,7 +42,7 @@ class Watch:
         elif not self._named:
             self._named = True
             places = ", ".join(f"process {number} is at {life['at']}" for number, life in sorted(lives.items()))
-            self._say(f"process {rank} of {len(lives)} has taken no step for {silence:.0f} s; {places}")
+            self._log(f"process {rank} of {len(lives)} has taken no step for {silence:.0f} s; {places}")
 
     def _lives(self) -> dict[int, Life]:
         found = {}
@@ -53,11 +53,11 @@ class Watch:
 
 
 @contextmanager
-def watched(limit: float | None, say: Callable[[str], None]) -> Iterator[Watch]:
+def watched(limit: float | None, log: Callable[[str], None]) -> Iterator[Watch]:
     """Yield a watch that looks once a second inside the block. limit: seconds of silence that end a process."""
     done = threading.Event()
     with TemporaryDirectory(prefix="sslkit-pulse-", ignore_cleanup_errors=True) as folder:
-        watch = Watch(Path(folder), limit, say)
+        watch = Watch(Path(folder), limit, log)
         thread = threading.Thread(target=_look_until, args=(watch, done), daemon=True)
         thread.start()
         try:

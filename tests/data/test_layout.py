@@ -1,7 +1,15 @@
 """Parts, classes and labels, read from the names of images."""
 
-import pytest
+import os
+import tempfile
+from pathlib import Path
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sslkit.data import Folder, pack
 from sslkit.data.sources.layout import read_layout
 from sslkit.errors import UserError
 
@@ -71,3 +79,46 @@ def test_why_there_are_no_labels(names, reason):
 def test_a_lone_training_folder_is_no_class():
     layout = read_layout(["train/a/1.png", "train/b/2.png"])
     assert (layout.train.classes, layout.test) == (("a", "b"), None)
+
+
+WORDS = st.sampled_from(["train", "Test", "val", "a", "b", "x y", "é", "\udce9", "=1+1", "\x1b[31m"])
+NAMES = st.lists(st.tuples(st.lists(WORDS, max_size=4), st.integers(0, 99)), min_size=1, max_size=30)
+
+
+@given(NAMES)
+def test_any_names_have_a_layout_or_a_mistake(drawn):
+    names = sorted({"/".join([*folders, f"{number}.png"]) for folders, number in drawn})
+    try:
+        layout = read_layout(names)
+    except UserError:
+        return
+    for part in filter(None, (layout.train, layout.test)):
+        assert part.names
+        assert (part.labels is None) == (part.classes == ()) == bool(part.unlabelled)
+        assert part.labels is None or (len(part.labels) == len(part.names) and part.labels.max() < len(part.classes))
+        assert all(name.isprintable() for name in part.classes)
+    used = len(layout.train.names) + (len(layout.test.names) if layout.test else 0) + sum(layout.unused.values())
+    assert used == len(names)
+
+
+FILE_NAMES = st.binary(min_size=1, max_size=40).map(lambda name: name.translate(None, b"/\0")).filter(len)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sets(FILE_NAMES, min_size=1, max_size=5))
+def test_files_of_any_name_are_packed_or_counted(names):
+    with tempfile.TemporaryDirectory() as folder:
+        root = os.fsencode(folder) + b"/photos"
+        os.mkdir(root)
+        for name in names:
+            with open(os.path.join(root, name + b".png"), "wb") as file:
+                Image.new("RGB", (8, 8)).save(file, "PNG")
+        visible = sum(not name.startswith(b".") for name in names)
+        source = Folder(Folder.Config(root=Path(folder) / "photos", cache=Path(folder) / "cache"))
+        if not visible:
+            assert "hidden" in next(iter(source.config.check()))
+            return
+        store = pack(source.images("pretrain"), Path(folder) / "a.beton", size=8)
+        assert len(store) == visible
+        assert all(name.isprintable() for name in store.names)
+        assert source.found()[0].isprintable()

@@ -74,7 +74,7 @@ def test_pictures_of_runs_are_no_images(tmp_path):
     for name in ("config.yaml", "environment.json"):
         (tmp_path / "runs" / "byol" / name).touch()
     assert list_images(tmp_path).names == ["a.png"]
-    assert list_images(tmp_path).left_out == "1 × runs of sslkit"
+    assert "1 × runs of sslkit" in list_images(tmp_path).left_out
 
 
 def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
@@ -89,6 +89,18 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     assert list_images(tmp_path).skipped == [(f"{tmp_path}/b", "folder not readable: permission denied")]
     assert f"permission denied ({tmp_path}/b)" in Folder(Folder.Config(root=tmp_path)).found()[1]
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    for name in ("a/1.png", "b/deep/2.png"):
+        save(tmp_path / name)
+    (tmp_path / "c" / "deeper").mkdir(parents=True)
+    (tmp_path / "b" / "empty").mkdir()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "notes.txt").touch()
+    found = list_images(tmp_path)
+    assert found.skipped == [(name, "folder without images") for name in ("b/empty/", "c/", "d/")]
+    assert "3 × folder without images (b/empty/, c/, d/)" in found.left_out
 
 
 def test_a_link_to_a_folder_takes_no_images_from_it(tmp_path):

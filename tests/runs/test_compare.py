@@ -161,3 +161,19 @@ def test_the_command(sslkit, runs, style):
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("75.0" if style in ("table", "markdown", "latex") else "0.75") < done.stdout.index("0.5")
     assert sslkit("compare").returncode == 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_no_figure_is_broken_in_a_terminal(runs, width, monkeypatch):
+    drawn = io.StringIO()
+    console = Console(file=drawn, width=width, highlight=False)
+    monkeypatch.setattr("sslkit.runs.display.terminal", lambda: console)
+    compare.show(table(runs), "table")
+    words = {word for cells in compare._cells(table(runs))[1:] for cell in cells[4:] for word in cell.split()}
+    assert words <= set(drawn.getvalue().split())
+
+
+def test_a_spreadsheet_calculates_no_name(tmp_path):
+    runs = [make(tmp_path / "a", [record(4, 0.5)])]
+    row = table(runs)[0] | {"run": "=1+1", "data": "@x", "method": "-2", "epochs": -1.5}
+    assert as_csv([row]).splitlines()[1].startswith("'=1+1,'-2,byol".replace("byol", row["backbone"]) + ",'@x,-1.5")

@@ -66,7 +66,7 @@ class Pair(Method):
         return {"loss": embeddings["z"].std()}
 
 
-class Views(Pair):
+class ByView(Pair):
     def embed(self, batch):
         return {"z": self.backbone(batch.views)}
 
@@ -77,8 +77,8 @@ class Alone(Method):
 
 
 def test_embeddings_are_one_row_an_image():
-    message = message_of(built(Views), batch())
-    assert "Views.embed" in message
+    message = message_of(built(ByView), batch())
+    assert "ByView.embed" in message
     assert "one row of 'z' for each of the 4 images, but returns a tensor of shape [8, 5]" in message
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslkit.config.resolve import resolve
+from sslkit.config.resolve import resolve, resolve_data
+from sslkit.data import pack_source
 from sslkit.errors import UserError
 from sslkit.runs.run import Run
 from sslkit.training import engine
@@ -65,7 +66,7 @@ def test_other_images_of_the_same_number_are_refused(stopped):
 
 def test_one_renamed_file_that_shifts_labels_is_refused(stopped):
     (stopped / "photos" / "a" / "0.png").rename(stopped / "photos" / "b" / "zz.png")
-    with pytest.raises(UserError, match="other pictures, another order or other labels"):
+    with pytest.raises(UserError, match="other pictures, another order, other labels"):
         engine.resume(stopped / "run")
 
 
@@ -85,9 +86,6 @@ def test_images_that_are_not_there_are_asked_for(stopped):
 def test_images_that_have_moved_are_found_where_they_are_and_remembered(stopped, packed):
     place = (stopped / "photos").rename(stopped / "pictures")
     if packed:
-        from sslkit.config.resolve import resolve_data
-        from sslkit.data import pack_source
-
         place = pack_source(resolve_data(str(place), ["image_size=32"]), stopped / "p.beton", log=len).path
     engine.resume(stopped / "run", words=[f"data={place}"])
     assert steps(stopped / "run")[-1] == 6
@@ -103,6 +101,12 @@ def test_other_images_in_another_place_are_refused(stopped):
     with pytest.raises(UserError, match="have changed since the run was stopped"):
         engine.resume(stopped / "run", words=[f"data={stopped / 'other'}"])
     assert (stopped / "run" / "config.yaml").read_text() == before
+
+
+def test_the_same_images_packed_at_another_size_are_refused(stopped):
+    place = pack_source(resolve_data(str(stopped / "photos"), ["image_size=64"]), stopped / "p.beton", log=len).path
+    with pytest.raises(UserError, match=r"the images have changed .* \(size\)"):
+        engine.resume(stopped / "run", words=[f"data={place}"])
 
 
 def test_a_run_without_a_checkpoint_refuses_other_images_too(stopped):
@@ -146,6 +150,18 @@ def test_a_dry_run_finds_a_class_without_training_images(stopped, sslkit):
     found = sslkit("run", "method=simclr", "backbone=squeezenet", f"data={stopped / 'pair'}", "--dry-run")
     assert found.returncode == 2
     assert "class 'c' has no training images" in found.stderr
+    found = sslkit("run", "backbone=squeezenet", "data=digits", f"eval_data={stopped / 'pair'}", "--dry-run")
+    assert found.returncode == 2
+    assert "eval_data: test/c: class 'c' has no training images" in found.stderr
     shutil.rmtree(stopped / "pair" / "test" / "c")
     found = sslkit("run", "method=simclr", "backbone=squeezenet", f"data={stopped / 'pair'}", "--dry-run")
     assert "10 of 10 test images are exact copies" in found.stderr
+
+
+def test_a_dry_run_finds_that_no_image_can_be_opened(tmp_path, sslkit):
+    (tmp_path / "photos").mkdir()
+    for k in range(20):
+        (tmp_path / "photos" / f"{k}.png").write_text("no picture")
+    found = sslkit("run", "method=simclr", "backbone=squeezenet", f"data={tmp_path / 'photos'}", "--dry-run")
+    assert found.returncode == 2
+    assert "can be opened" in found.stderr

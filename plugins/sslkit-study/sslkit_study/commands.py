@@ -24,10 +24,10 @@ def search(words: tuple[str, ...], transforms: str, sizes: list[int], out: Path)
 
     The settings are those of `sslkit run`. The same command resumes a search that was stopped.
     """
-    from rich.console import Console
 
+    from sslkit.machine.console import PlainConsole
     from sslkit_study.search import as_table, search_words
 
     outcomes = search_words(words, transforms.split(","), sizes, out)
-    Console(highlight=False).print(as_table(outcomes))
+    PlainConsole().print(as_table(outcomes))
     click.echo(f"results: {out}")

@@ -2,11 +2,9 @@
 
 import errno
 import json
-import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ from sslkit.data.digests import images_digest, read_digest
 from sslkit.data.images import RAW_UP_TO, Images, Mode
 from sslkit.data.packing.beton import JPEG, RAW, Beton, BetonWriter, Record, encode_jpeg
 from sslkit.data.packing.convert import Fit, draft, to_square
+from sslkit.data.packing.large import LARGE, LargePictures
 from sslkit.data.packing.processes import ordered_map_by_processes
-from sslkit.data.packing.room import LARGE, Room
 from sslkit.data.packing.store import Store, sidecar
 from sslkit.data.pictures import MAX_PIXELS, any_size, check_pixels
 from sslkit.data.threads import ordered_map
-from sslkit.errors import UserError
+from sslkit.errors import UserError, in_one_line
 from sslkit.machine.atomic import replacing, write_text
 from sslkit.machine.environment import core_count
 
@@ -133,22 +131,32 @@ def _prepared(
     images: Images, prepare: Callable[..., Record | str | None], size: int, workers: int
 ) -> Generator[Record | str, None, None]:
     """Yield `prepare` of every image, in order, computed by threads or processes, with few results in flight."""
+    with closing(LargePictures()) as large:
+        here = partial(_prepare_here, prepare, images, large)
+        if workers == 1 or len(images) < APART_FROM or images.part(range(1)) is None:
+            yield from ordered_map(here, range(len(images)), workers, ahead=4 * workers)
+            return
+        for index, record in enumerate(_prepared_apart(images, prepare, size, workers)):
+            # Only here is it known how many large images are being decoded.
+            yield here(index) if record is None else record
+
+
+def _prepared_apart(
+    images: Images, prepare: Callable[..., Record | str | None], size: int, workers: int
+) -> Iterator[Record | str | None]:
+    """Yield `prepare` of every image, in order, computed by processes; None for large images."""
     total = len(images)
-    here = partial(_prepare_here, prepare, images, Room())
-    if workers == 1 or total < APART_FROM or images.part(range(1)) is None:
-        yield from ordered_map(here, range(total), workers, ahead=4 * workers)
-        return
     chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * size * size)))
     parts = (images.part(range(start, min(start + chunk, total))) for start in range(0, total, chunk))
     prepare_part = partial(_prepare_part, prepare, ImageFile.LOAD_TRUNCATED_IMAGES)
-    records = chain.from_iterable(ordered_map_by_processes(prepare_part, parts, workers, ahead=2 * workers))
-    for index, record in enumerate(records):
-        # Only here is it known how many large images are being decoded.
-        yield here(index) if record is None else record
+    for records in ordered_map_by_processes(prepare_part, parts, workers, ahead=2 * workers):
+        yield from records
 
 
-def _prepare_here(prepare: Callable[..., Record | str | None], images: Images, room: Room, index: int) -> Record | str:
-    record = prepare(images, index, room=room)
+def _prepare_here(
+    prepare: Callable[..., Record | str | None], images: Images, large: LargePictures, index: int
+) -> Record | str:
+    record = prepare(images, index, large=large)
     assert record is not None
     return record
 
@@ -171,28 +179,32 @@ def _prepare(
     jpeg_quality: int,
     fit: Fit,
     max_pixels: int,
-    room: Room | None = None,
+    large: LargePictures | None = None,
 ) -> Record | str | None:
     """Return one image ready to be written, or the reason why it cannot be read.
 
-    room: for the pixels of large images; None: return None for these.
+    large: decodes large images; None: return None for these.
     """
     try:
-        picture = images.load(index)
-        count = _pixels_to_decode(picture, size, max_pixels)
-        if room is None and count > LARGE:
+        # In a list, so that nothing holds on to a large picture when the next one is decoded.
+        loaded = [images.load(index)]
+        count = _pixels_to_decode(loaded[0], size, max_pixels)
+        if large is None and count > LARGE:
             return None
-        with (room or Room()).taken(count):
-            pixels = to_square(picture, size, fit)
+        pixels = large.decode(count, _squared, loaded, size, fit) if large else _squared(loaded, size, fit)
     except MemoryError:
         raise
     except Exception as error:
         # Decoders raise anything on damaged files: OSError, SyntaxError, struct.error, zlib.error, ...
-        return _reason(error)
+        return f"{type(error).__name__}: {in_one_line(error)}"
     label = -1 if images.labels is None else int(images.labels[index])
     if mode == "raw":
         return Record(RAW, size, size, pixels.tobytes(), label)
     return Record(JPEG, size, size, encode_jpeg(pixels, jpeg_quality), label)
+
+
+def _squared(loaded: list[Image.Image | NDArray[np.uint8]], size: int, fit: Fit) -> NDArray[np.uint8]:
+    return to_square(loaded.pop(), size, fit)
 
 
 def _pixels_to_decode(picture: Image.Image | NDArray[np.uint8], size: int, most: int) -> int:
@@ -202,12 +214,6 @@ def _pixels_to_decode(picture: Image.Image | NDArray[np.uint8], size: int, most:
     check_pixels(picture.size, most)
     draft(picture, size)
     return picture.width * picture.height
-
-
-def _reason(error: Exception) -> str:
-    """Return an error as one line, without the addresses of objects, which differ from run to run."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", text)
 
 
 def _stop_if_too_many(skipped: list[tuple[str, str]], seen: int, total: int, max_skipped: float) -> None:

@@ -108,6 +108,13 @@ class Store:
         known: str | None = self.about.get("digest")
         return known or self._content or file_digest(self.path)
 
+    @property
+    def stored(self) -> str:
+        """How the images are stored, in words."""
+        known = self.about.get("settings", {})
+        keys = ("mode", "fit") if known.get("mode") == "raw" else ("mode", "jpeg_quality", "fit")
+        return ", ".join([f"stored at {self.size} px", *(f"{key} {known[key]}" for key in keys if key in known)])
+
     def check(self, cache: Path | None = None) -> None:
         """Compare all bytes with those that were packed; an unchanged file is read only once for that.
 
@@ -167,6 +174,6 @@ def _as_digests(text: str | None) -> NDArray[np.uint8] | None:
 
 
 def _fits(about: dict[str, Any], images: int) -> bool:
-    """Return True if what is told of each image is told of as many."""
+    """Return True if names and digests are those of so many images."""
     counts = [len(about.get("names", range(images))), len(about.get("digests", "")) // (2 * BYTES) or images]
     return counts == [images, images]

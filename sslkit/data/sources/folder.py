@@ -14,7 +14,7 @@ from sslkit.data.digests import digest_of, file_digests
 from sslkit.data.images import Images, Role, content_progress
 from sslkit.data.pictures import EXTENSIONS, HEIF, can_read_heif, open_picture, printable
 from sslkit.data.sources.base import Source
-from sslkit.data.sources.layout import Layout, Part, read_layout, read_part
+from sslkit.data.sources.layout import Layout, Part, read_part
 from sslkit.data.sources.listing import Listing, list_images
 from sslkit.errors import UserError
 
@@ -64,11 +64,11 @@ class Folder(Source):
             raise UserError("data=folder names no folder; give one, as in data=photos/")
         return list_images(self.config.root)
 
-    @cached_property
+    @property
     def _layout(self) -> Layout:
         if not self._listing.names:
             raise UserError(_nothing_in(self._listing))
-        return read_layout(self._listing.names)
+        return self._listing.layout
 
     @cached_property
     def _train(self) -> "FileImages":
@@ -128,7 +128,7 @@ class FileImages(Images):
 
     def fingerprint(self) -> str:
         # What cannot be read for want of a library is read once that is installed.
-        heif = can_read_heif() if any(Path(name).suffix.lower() in HEIF for name in self._names) else None
+        heif = can_read_heif() if any(name.lower().endswith(HEIF) for name in self._names) else None
         names = "\0".join(self._names).encode("utf-8", "surrogateescape")
         return digest_of(names, self.digests, str(heif).encode())
 

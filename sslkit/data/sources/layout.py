@@ -89,8 +89,10 @@ def _no_classes(tops: set[str], strays: int, images: int, known: bool) -> str:
 
 
 def _numbered(names: list[str], around: str, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    numbers = {name: number for number, name in enumerate(classes)}
-    return np.array([numbers[printable(t)] if (t := _top(name, around)) else -1 for name in names], np.int64)
+    tops = [_top(name, around) for name in names]
+    by_class = {name: number for number, name in enumerate(classes)}
+    numbers = {top: by_class[printable(top)] if top else -1 for top in set(tops)}
+    return np.array([numbers[top] for top in tops], np.int64)
 
 
 def _around(names: Sequence[str]) -> str:
@@ -109,7 +111,8 @@ def _around(names: Sequence[str]) -> str:
 
 def _top(name: str, folder: str) -> str:
     """Return the first folder of a name below `folder`; "" for a file in it."""
-    return name[len(folder) :].partition("/")[0] if "/" in name[len(folder) :] else ""
+    end = name.find("/", len(folder))
+    return name[len(folder) : end] if end >= 0 else ""
 
 
 def _tops(names: Sequence[str], folder: str) -> set[str]:

@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from sslkit.data.pictures import EXTENSIONS, printable
+from sslkit.data.sources.layout import Layout, read_layout
 
 TOOL_FOLDERS = frozenset(
     {
@@ -49,6 +51,11 @@ class Listing:
     """Number of other files, by kind."""
     folders: dict[str, int] = field(default_factory=dict)
     """Folders that were read, with their time of change in nanoseconds."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Parts and classes. Raises UserError for a test class without training images."""
+        return read_layout(self.names)
 
     @property
     def left_out(self) -> str:
@@ -100,8 +107,20 @@ def _list(root: Path) -> Listing:
         todo += reversed(below)
         links = below_links[::-1] + links
     listing.names.sort(key=by_component)
+    listing.skipped.extend((f"{printable(name)}/", "folder without images") for name in _empty(listing))
     listing.skipped.sort()
     return listing
+
+
+def _empty(listing: Listing) -> list[str]:
+    """Return the folders without images at any depth, such as an empty class, but not the folders in them."""
+    prefix = os.path.join(listing.root, "")
+    holding = {""} | {name.rpartition("/")[0] for name in listing.names}
+    for folder in list(holding):
+        while folder := folder.rpartition("/")[0]:
+            holding.add(folder)
+    entered = [os.fspath(folder).removeprefix(prefix) for folder in listing.folders][1:]
+    return [name for name in entered if name not in holding and name.rpartition("/")[0] in holding]
 
 
 def by_component(name: str) -> str:

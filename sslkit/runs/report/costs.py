@@ -13,7 +13,7 @@ COSTS = re.compile(r"energy|kwh|co2|carbon|watt|power|hours|gflops|gmacs")
 ELSEWHERE = frozenset({"skipped", "skipped_images", "parameters", "peak_memory_gib"})
 """Derived values that are shown elsewhere on the page."""
 LABELS = {
-    "hours": "hours in total, with evaluations",
+    "hours": "time in total, with evaluations",
     "kwh": "kWh",
     "kg_co2e": "kg CO2e",
     "energy_basis": "basis of energy and CO2e",
@@ -32,7 +32,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         found.append(("parameters of the backbone", f"{parameters:,.0f}"))
     # Measurements of the evaluator `cost` are newer than the run's derived values of the same name.
     known = {key: value for key, value in _derived(run).items() if COSTS.search(key)} | _cost_record(run)
-    return found + [(_label(key), plain(value)) for key, value in known.items() if key not in ELSEWHERE]
+    return found + [(_label(key), _cost(key, value)) for key, value in known.items() if key not in ELSEWHERE]
 
 
 def derived_facts(run: RunFiles) -> list[tuple[str, str]]:
@@ -57,7 +57,7 @@ def plain(value: Any) -> str:
     if value is None:
         return "—"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.3g}"
     return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
 
 
@@ -68,6 +68,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {left:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _cost(key: str, value: Any) -> str:
+    """Format a cost in the unit that fits: hours of a short run in minutes or seconds."""
+    return duration(3600 * value) if key == "hours" and is_number(value) else plain(value)
 
 
 def _label(key: str) -> str:
