@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,7 @@ from sslkit.machine.environment import core_count, device_name, package_version
 
 
 def print_report() -> None:
-    """Print one line per fact: Python, torch, device, memory, FFCV, plugins, data caches."""
+    """Print one line per fact: Python, torch, device, memory, FFCV, plugins, caches and runs here."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for topic, fact in _facts():
         table.add_row(Text(topic, style="bold"), Text(fact, overflow="fold"))
@@ -28,6 +29,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "ffcv", ffcv_missing() or f"{package_version('ffcv')}, used to read ahead from .beton files"
     yield from _plugin_facts()
     yield from _cache_facts()
+    yield from _run_facts()
 
 
 def _torch_facts() -> Iterator[tuple[str, str]]:
@@ -70,8 +72,25 @@ def _plugin_facts() -> Iterator[tuple[str, str]]:
 
 def _cache_facts() -> Iterator[tuple[str, str]]:
     from sslkit.data import cache_dir
+    from sslkit.machine import atomic
+    from sslkit.machine.sizes import free_at, in_words, size_of
+    from sslkit.runs.clean import CACHES
 
     folder = cache_dir()
-    files = sorted(folder.glob("**/*.beton")) if folder.is_dir() else []
-    size = sum(f.stat().st_size for f in files)
-    yield "data cache", f"{folder}: {len(files)} packed data sets, {size / 2**20:.0f} MiB"
+    yield "cache", f"{folder}: {in_words(size_of(folder))}, {in_words(free_at(folder))} free"
+    for name, pattern in CACHES.items():
+        files = list(folder.glob(pattern))
+        yield "", f"{name}: {len(files)} files, {in_words(sum(map(size_of, files)))}"
+    yield "", f"downloads: {in_words(size_of(folder / 'downloads'))}"
+    if left := atomic.left_over(folder):
+        yield "", f"left by killed processes: {in_words(sum(map(size_of, left)))}; remove it with: sslkit clean --cache"
+
+
+def _run_facts() -> Iterator[tuple[str, str]]:
+    from sslkit.machine.sizes import free_at, in_words, size_of
+
+    found = sorted(path.parent for path in Path("runs").glob("*/config.yaml"))
+    free = in_words(free_at(Path("runs")))
+    yield "runs", f"{Path('runs').resolve()}: {len(found)} runs, {in_words(size_of(Path('runs')))}, {free} free"
+    for run in sorted(found, key=size_of, reverse=True)[:3]:
+        yield "", f"{run}: {in_words(size_of(run))}, {in_words(size_of(run / 'checkpoints'))} of it checkpoints"

@@ -223,8 +223,31 @@ def pack(source: str, out: Path, words: tuple[str, ...], role: Any) -> None:
 
 
 @cli.command()
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Newest checkpoints of each run."
+)
+@click.option("--cache", is_flag=True, help="Also remove files of the cache that nothing has used lately.")
+@click.option("--days", type=click.FloatRange(min=0), default=30, show_default=True, help="Days that lately means.")
+@click.option(
+    "--max-gb", type=click.FloatRange(min=0), help="Gigabytes that the cache may keep; the longest unused go."
+)
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
+def clean(runs: tuple[Path, ...], keep: int, cache: bool, days: float, max_gb: float | None, dry_run: bool) -> None:
+    """Remove old checkpoints of runs, unused files of the cache, and what killed processes left.
+
+    \b
+    sslkit clean runs/* --dry-run                 what would be removed of runs
+    sslkit clean --cache --max-gb 20              all but the 20 GB that were used last
+    """
+    from sslkit.cli.cleaning import clean_up
+
+    clean_up(runs, keep, cache, days, max_gb, dry_run)
+
+
+@cli.command()
 def doctor() -> None:
-    """Report Python, torch, device, memory, FFCV, plugins and data caches."""
+    """Report Python, torch, device, memory, FFCV, plugins, caches and the runs in runs/."""
     from sslkit.cli.doctor import print_report
 
     print_report()

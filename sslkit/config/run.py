@@ -26,6 +26,11 @@ def _seconds(value: Any) -> Any:
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds)]
 
 
+def _keep(value: Any) -> Any:
+    """Convert a number to that of the last checkpoints."""
+    return {"last": value} if isinstance(value, int | str) and not isinstance(value, bool) else value
+
+
 class Optimizer(Config):
     """Optimizer, and schedules that are updated once per optimizer step."""
 
@@ -51,6 +56,18 @@ class Optimizer(Config):
     """Weight decay at the end of the run, reached along a cosine schedule; null: constant."""
     clip_grad: float | None = Field(None, gt=0)
     """Maximum norm to which the gradient of all parameters together is clipped; null: no clipping."""
+
+
+class Keep(Config):
+    """Checkpoints that stay on disk; each holds the weights of the whole method and the optimizer's state."""
+
+    last: int = Field(2, ge=1)
+    """Newest checkpoints to keep; with two, damage to one loses little."""
+    every: int = Field(0, ge=0)
+    """Also keep the checkpoint of each of so many epochs, for `sslkit evaluate --all-checkpoints`; 0: none."""
+    best: bool = False
+    """Also keep the checkpoint of the evaluated epoch with the highest figure of the first evaluator, which is
+    selected on the test images; it is that of top1, or without labels of view retrieval."""
 
 
 class RunConfig(Config):
@@ -130,7 +147,9 @@ class RunConfig(Config):
     eval_every: int = Field(10, ge=0)
     """Epochs between two evaluations; 0: only the first and the last."""
     checkpoint_every: int = Field(10, ge=0)
-    """Epochs between two kept checkpoints; 0: only the last is kept."""
+    """Epochs between two checkpoints, of which `keep_checkpoints` stay; 0: only at the end."""
+    keep_checkpoints: Annotated[Keep, BeforeValidator(_keep)] = Keep()
+    """Checkpoints that stay on disk: keep_checkpoints.last, .every and .best; a number is that of the last ones."""
     report: bool = True
     """Write report.html at the end of the run; `sslkit report RUN` writes it later."""
 

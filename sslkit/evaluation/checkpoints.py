@@ -1,6 +1,5 @@
 """Evaluate every kept checkpoint of a run: accuracy over epochs (Sonawane et al. 2021, Figures 1 and 2)."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from sslkit.evaluation.targets import RecordKeeper, Target, open_target
 from sslkit.machine.atomic import replacing
 from sslkit.machine.files import reading
 from sslkit.nn.modes import own_random
+from sslkit.runs.checkpoint import load_checkpoint, whole_epochs
 from sslkit.runs.records import is_accuracy, settings_of
 from sslkit.runs.run import Run
 
@@ -53,7 +53,7 @@ def evaluate_checkpoints(target: str | Path, words: Iterable[str], display: "Dis
     kept = epoch_checkpoints(opened.run)
     if not kept:
         raise UserError(
-            f"{target} has no checkpoint at the end of an epoch; runs keep one every checkpoint_every epochs"
+            f"{target} has no checkpoint at the end of an epoch; runs keep those that keep_checkpoints.every names"
         )
     keeper, known = RecordKeeper(opened), opened.run.evaluations
     for epoch, path in kept.items():
@@ -70,8 +70,7 @@ def evaluate_checkpoints(target: str | Path, words: Iterable[str], display: "Dis
 
 def epoch_checkpoints(run: Run) -> dict[int, Path]:
     """Return epoch -> folder of each kept checkpoint at the end of an epoch, in order."""
-    matches = [(re.fullmatch(r"epoch-(\d+)", path.name), path) for path in run.checkpoints]
-    return {int(match[1]): path for match, path in matches if match}
+    return {epoch: path for path in run.checkpoints if (epoch := whole_epochs(path)) is not None}
 
 
 def epoch_curves(records: list[dict[str, Any]]) -> list[EpochCurve]:
@@ -114,7 +113,6 @@ def _identity(choice: Choice, opened: Target) -> dict[str, Any]:
 def _load(opened: Target, path: Path) -> int:
     """Load the backbone's weights from a checkpoint; return the checkpoint's step."""
     from sslkit.methods.build import build_method
-    from sslkit.runs.checkpoint import load_checkpoint
 
     with reading(path, "delete it to leave it out"):
         checkpoint = load_checkpoint(path)

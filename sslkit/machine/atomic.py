@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
             # The new folder is in place; `recover` removes what cannot be removed now.
             shutil.rmtree(old, ignore_errors=True)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def recover(folder: Path, name: str = "*") -> None:
@@ -54,11 +54,22 @@ def recover(folder: Path, name: str = "*") -> None:
         home = old.with_name(old.name[1:].removesuffix(SET_ASIDE).rsplit(".", 2)[0])
         # Another process of the run may do the same at the same time.
         with suppress(OSError):
-            _remove(old) if home.exists() else os.rename(old, home)
-    for remains in folder.glob(f".{name}.*{TEMPORARY}"):
+            remove(old) if home.exists() else os.rename(old, home)
+    for remains in _left_over(folder.glob(f".{name}.*{TEMPORARY}")):
         with suppress(OSError):
-            if _is_left_over(remains) and not remains.name.endswith(SET_ASIDE):
-                _remove(remains)
+            remove(remains)
+
+
+def left_over(folder: Path) -> list[Path]:
+    """Return the temporary files and folders that killed processes left in `folder` and the folders in it."""
+    return list(_left_over(folder.rglob(f".*{TEMPORARY}")))
+
+
+def _left_over(temporary: Iterable[Path]) -> Iterator[Path]:
+    for path in temporary:
+        with suppress(OSError):
+            if not path.name.endswith(SET_ASIDE) and _is_of_the_dead(path):
+                yield path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -89,7 +100,7 @@ def _host() -> str:
     return hashlib.blake2b(f"{socket.gethostname()} {processes}".encode(), digest_size=4).hexdigest()
 
 
-def _is_left_over(temporary: Path) -> bool:
+def _is_of_the_dead(temporary: Path) -> bool:
     writer = re.search(r"\.(\d+)@(\w+)\.\w+\.tmp$", temporary.name)
     if writer and writer[2] == _host() and not psutil.pid_exists(int(writer[1])):
         return True
@@ -112,7 +123,8 @@ def _put_in_place(new: Path, path: Path) -> Path | None:
     return old
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, which may be missing, or a folder with all that is in it."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

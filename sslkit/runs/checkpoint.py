@@ -3,11 +3,11 @@
 import hashlib
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sslkit.config.run import Keep
 from sslkit.machine import atomic
 from sslkit.machine.files import UNREADABLE, reason
 from sslkit.machine.tensors import read_tensors, write_tensors
@@ -35,8 +35,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("epoch-*") if p.is_dir())
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path, keep: int) -> None:
-    """Write a checkpoint; earlier ones in its folder are deleted, except the newest and every `keep` epochs."""
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint to a folder, which replaces the one of that name."""
     with atomic.replacing(path) as folder:
         folder.mkdir()
         model = {k: t.detach().contiguous() for k, t in checkpoint.model.items()}
@@ -47,7 +47,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, keep: int) -> None:
         state = json.loads(json.dumps({"step": checkpoint.step, "sha256": digests} | checkpoint.state))
         text = json.dumps(state | {"digest": _digest_of_state(state)}, indent=2)
         (folder / STATE).write_text(text, encoding="utf-8")
-    _prune(path, keep)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -88,12 +87,24 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def _prune(newest: Path, keep: int) -> None:
-    """Delete old checkpoints, except every `keep` epochs and the newest two, so that damage to one loses little."""
-    for old in find_checkpoints(newest.parent)[:-2]:
-        match = re.fullmatch(r"epoch-(\d+)", old.name)
-        if old != newest and not (match and keep and int(match[1]) % keep == 0):
-            shutil.rmtree(old)
+def surplus(folder: Path, keep: Keep, newest: Path | None = None, best: float | None = None) -> list[Path]:
+    """Return the checkpoints in `folder` that need not be kept.
+
+    newest: the one just written, which stays. best: the epoch whose checkpoint stays too.
+    """
+    kept = {newest, *find_checkpoints(folder)[-keep.last :]}
+    return [path for path in find_checkpoints(folder) if path not in kept and not _is_kept(path, keep, best)]
+
+
+def whole_epochs(path: Path) -> int | None:
+    """Return the epoch of a checkpoint at the end of one; None for one within an epoch."""
+    match = re.fullmatch(r"epoch-(\d+)", path.name)
+    return int(match[1]) if match else None
+
+
+def _is_kept(path: Path, keep: Keep, best: float | None) -> bool:
+    epoch = whole_epochs(path)
+    return epoch is not None and (epoch == best or bool(keep.every and epoch % keep.every == 0))
 
 
 def _digest(path: Path) -> str:

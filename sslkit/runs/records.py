@@ -41,6 +41,12 @@ def measured(record: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ABOUT | ends}
 
 
+def figure_of(record: dict[str, Any]) -> float | None:
+    """Return the figure that epochs of a run are compared by: top1, without labels view retrieval; None if none."""
+    figure: float | None = record.get("top1", record.get("view_retrieval"))
+    return figure
+
+
 def settings_of(evaluator: "Choice") -> dict[str, Any]:
     """Return the settings that determine an evaluator's results, as they stand in its records."""
     return evaluator.options.model_dump(mode="json", exclude={"only_unlabelled"})

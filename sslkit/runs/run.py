@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from sslkit.runs.directory import (
 )
 from sslkit.runs.place import Place, claim
 from sslkit.runs.progress import BACKBONE, CHECKPOINTS, Progress, progress
+from sslkit.runs.records import figure_of
 from sslkit.runs.settings import complete
 
 if TYPE_CHECKING:
@@ -121,8 +123,6 @@ class Run:
 
     def discard_untrained(self) -> None:
         """Remove the directory if the run ended before it recorded any metrics or evaluations."""
-        import shutil
-
         if not self.metrics and not self.evaluations:
             self.place.take()
             shutil.rmtree(self.path)
@@ -144,24 +144,35 @@ class Run:
         """How far the run's weights have been trained."""
         return progress(self.path, self.config.epochs, self.metrics)
 
-    def save_checkpoint(self, state: Checkpoint, name: str, keep: int) -> Path:
-        """Write `checkpoints/<name>`; earlier ones are deleted, except the newest and every `keep` epochs."""
+    def save_checkpoint(self, state: Checkpoint, name: str) -> Path:
+        """Write `checkpoints/<name>`; earlier ones are deleted, except those that `keep_checkpoints` names."""
         path = self.path / CHECKPOINTS / name
         with self.written(path):
             # What is older than a checkpoint must not be lost in a power failure that spares the checkpoint.
             for log in (METRICS, EVALUATIONS):
                 if (self.path / log).exists():
                     atomic.to_disk(self.path / log)
-            checkpoint.save_checkpoint(state, path, keep)
+            checkpoint.save_checkpoint(state, path)
+        for old in checkpoint.surplus(path.parent, self.config.keep_checkpoints, path, self._best_epoch()):
+            shutil.rmtree(old)
         return path
+
+    def _best_epoch(self) -> float | None:
+        """Return the epoch with the highest figure of the first evaluator that has one; None without `keep.best`."""
+        found = [r for r in self.evaluations if r["during_run"] and r["epoch"] and figure_of(r) is not None]
+        if not found or not self.config.keep_checkpoints.best:
+            return None
+        mine = [r for r in found if r["evaluator"] == found[0]["evaluator"]]
+        best: float = max(mine, key=lambda record: figure_of(record) or 0.0)["epoch"]
+        return best
 
     def newest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest undamaged checkpoint, and a message for every damaged one that was skipped.
 
         Temporary files of processes that were killed are removed.
         """
-        for folder in (self.path, self.path / "figures"):
-            atomic.recover(folder)
+        for path in atomic.left_over(self.path):
+            atomic.remove(path)
         return checkpoint.newest_checkpoint(self.path / CHECKPOINTS)
 
     def forget_after(self, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sslkit.config.layers import Layer, Mistakes
+from sslkit.config.layers import Layer, Mistakes, leaves
 from sslkit.config.run import RunConfig
 
 NEWER: dict[str, Any] = {"threads": "auto", "budget": None, "drop_last": True, "stall_timeout": 600.0}
@@ -19,13 +19,16 @@ def complete(layer: Layer, file: str, mistakes: Mistakes) -> Layer:
     values = {key: value for key, value in layer.values.items() if key != "recipe"}
     if missing := missing_settings(values):
         mistakes.add("", f"{file} is incomplete: {', '.join(missing)} {_are(missing)} missing; bring the file back")
-    newer = {key: value for key, value in NEWER.items() if not _holds(values, key)}
-    return Layer(layer.origin, newer | values)
+    # All checkpoints of `checkpoint_every` were kept then.
+    newer = NEWER | {"keep_checkpoints": {"every": values.get("checkpoint_every", 0)}}
+    absent = {key: value for key, value in newer.items() if not _holds(values, key)}
+    return Layer(layer.origin, {k: v for key, value in absent.items() for k, v in leaves(key, value).items()} | values)
 
 
 def missing_settings(values: dict[str, Any]) -> list[str]:
     """Return the settings that every run has written and that are not among these, which are by dotted key."""
-    return [key for key in RunConfig.model_fields if key not in NEWER and not _holds(values, key)]
+    newer = {*NEWER, "keep_checkpoints"}
+    return [key for key in RunConfig.model_fields if key not in newer and not _holds(values, key)]
 
 
 def _holds(values: dict[str, Any], key: str) -> bool:

@@ -26,6 +26,7 @@ from sslkit.runs.run import Run
 from sslkit.training import launch
 from sslkit.training.budget import fit_budget
 from sslkit.training.build import build
+from sslkit.training.disk import check_room
 from sslkit.training.execution import Execution
 from sslkit.training.loop import train
 from sslkit.training.moved_data import with_moved_data
@@ -54,6 +55,7 @@ def run(resolved: Resolved, display: Display | None = None) -> Run:
             setup = build(resolved.config, display.log)
             new = _create(resolved, place)
             _note(new, setup)
+            _check_room(new, setup)
             _finish(new, lambda: train(new, setup, 0, display))
     return new
 
@@ -77,6 +79,7 @@ def resume(
         if words and distributed.is_main():
             old.keep_settings()
         _note(old, setup)
+        _check_room(old, setup)
         _finish(old, lambda: train(old, setup, step, display))
     return old
 
@@ -152,6 +155,11 @@ def _note(run: Run, setup: TrainingSetup) -> None:
         peak_lr=setup.peak_lr,
         processes=distributed.world(),
     )
+
+
+def _check_room(run: Run, setup: TrainingSetup) -> None:
+    if distributed.is_main():
+        check_room(run, setup)
 
 
 def _finish(run: Run, work: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from sslkit.runs import energy, report
 from sslkit.runs.display import Display
 from sslkit.runs.records import CHANCE, FLOORS, RAW_PIXELS, as_metrics, known_floors
 from sslkit.runs.run import Run
+from sslkit.training.disk import warn_if_short
 from sslkit.training.first_views import keep_first_views
 from sslkit.training.meter import Meter
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
@@ -79,6 +80,7 @@ def _epochs(
                 stopper.stop_if_asked()
             if distributed.is_main() and _checkpoint_due(setup.config, epoch + 1, time.monotonic() - saved):
                 save(run, setup, step)
+                warn_if_short(run, display)
                 saved = time.monotonic()
             _evaluate_if_due(run, setup, epoch + 1, step, display, stopper)
     except Interrupted as stopped:
@@ -134,8 +136,9 @@ def _signs_of_collapse(setup: TrainingSetup, metrics: dict[str, Any]) -> str | N
 
 def _checkpoint_due(config: RunConfig, epoch: int, since: float) -> bool:
     """Return True at epochs requested by the settings, at the last one, and 60 seconds after the last checkpoint."""
-    requested = config.checkpoint_every and epoch % config.checkpoint_every == 0
-    return bool(requested) or epoch == config.epochs or since > 60
+    keep = config.keep_checkpoints
+    intervals = [config.checkpoint_every, keep.every, config.eval_every if keep.best else 0]
+    return any(every and epoch % every == 0 for every in intervals) or epoch == config.epochs or since > 60
 
 
 def _save_interrupted(

@@ -13,9 +13,11 @@ from sslkit.backbones.flops import flops
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
 from sslkit.machine.memory import peak_memory, reset_peak_memory
+from sslkit.machine.sizes import in_words
 from sslkit.runs import energy
 from sslkit.training.budget import fit_budget
 from sslkit.training.build import build
+from sslkit.training.disk import checkpoint_bytes, expected_bytes, kept_checkpoints
 from sslkit.training.out_of_memory import is_out_of_memory, out_of_memory
 from sslkit.training.setup import TrainingSetup
 from sslkit.training.step import train_step
@@ -60,12 +62,14 @@ class Plan:
     """Peak GiB of the process that trains on the CPU, measured; None on a GPU."""
     fits_8gb: bool
     """True if `memory_gib` fits a GPU of 8 GB."""
+    disk_gb: float
+    """Gigabytes, of 10⁹ bytes, that the run keeps on disk: its weights and the checkpoints that stay."""
     kwh: float
     """Energy of training, in kWh."""
     kg_co2e: float
     """Emissions of training, in kg of CO2 equivalent."""
     basis: dict[str, str]
-    """Sentences under the keys time, memory and energy that describe how these estimates were obtained."""
+    """Sentences under the keys time, memory, disk and energy that describe how these estimates were obtained."""
 
 
 def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> Plan:
@@ -99,9 +103,15 @@ def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> 
         memory_gib=memory,
         process_gib=peak_memory(setup.device) if setup.device.type == "cpu" else None,
         fits_8gb=memory <= CARD_GIB,
+        disk_gb=expected_bytes(setup) / 1e9,
         kwh=spent.kwh,
         kg_co2e=spent.kg_co2e,
-        basis={"time": _time_basis(len(seconds), config), "memory": memory_basis, "energy": spent.basis},
+        basis={
+            "time": _time_basis(len(seconds), config),
+            "memory": memory_basis,
+            "disk": f"weights and {kept_checkpoints(config)} checkpoints of {in_words(checkpoint_bytes(setup))}",
+            "energy": spent.basis,
+        },
     )
 
 
@@ -126,6 +136,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "memory", f"{plan.process_gib:.2f} GiB", "measured: peak of this process in these steps"
     on_gpu = "memory" if plan.process_gib is None else "on a GPU"
     yield on_gpu, f"{plan.memory_gib:.2f} GiB: {fits} a GPU of 8 GB", plan.basis["memory"]
+    yield "disk", in_words(1e9 * plan.disk_gb), plan.basis["disk"]
     yield "energy", f"{plan.kwh:.3g} kWh, {plan.kg_co2e:.3g} kg CO2e", plan.basis["energy"]
 
 

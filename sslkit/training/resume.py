@@ -41,7 +41,7 @@ def save(run: Run, setup: TrainingSetup, step: int) -> Path:
             config=run.config.model_dump(mode="json"),
         )
     checkpoint = Checkpoint(step, setup.method.state_dict(), tensors, state)
-    return run.save_checkpoint(checkpoint, name, run.config.checkpoint_every)
+    return run.save_checkpoint(checkpoint, name)
 
 
 def restore_newest(run: Run, setup: TrainingSetup, display: Display) -> int:

@@ -352,7 +352,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return library.run(**TINY, out=tmp_path_factory.mktemp("run") / "run", checkpoint_every=1, eval_every=0)
+    return library.run(**TINY, out=tmp_path_factory.mktemp("run") / "run", keep_checkpoints={"every": 1}, eval_every=0)
 
 
 def test_every_kept_checkpoint_is_measured_once(run, monkeypatch, capsys):

@@ -123,11 +123,11 @@ def test_only_remains_a_day_old_and_of_that_name_are_removed(tmp_path):
 def test_a_run_goes_on_from_a_checkpoint_that_a_kill_caught_between_its_names(tmp_path, monkeypatch):
     run = Run(tmp_path, RunConfig.model_construct(), {})
     for step in (1, 2):
-        run.save_checkpoint(Checkpoint(step, {}, {}, {}), f"epoch-000{step}", keep=0)
+        run.save_checkpoint(Checkpoint(step, {}, {}, {}), f"epoch-000{step}")
     with monkeypatch.context() as patch:
         stop(patch, "replace", False, Killed)
         with pytest.raises(Killed):
-            run.save_checkpoint(Checkpoint(3, {}, {}, {}), "epoch-0002", keep=0)
+            run.save_checkpoint(Checkpoint(3, {}, {}, {}), "epoch-0002")
     assert [p.name for p in run.checkpoints] == ["epoch-0001"]
     found, complaints = run.newest_checkpoint()
     assert (found.step, complaints) == (2, [])

@@ -72,7 +72,7 @@ def test_settings_of_an_old_run_are_read_and_written_as_they_were():
     before, now = yaml.safe_load((OLD_RUN / "config.yaml").read_text()), yaml.safe_load(run.config.to_yaml())
     assert now["data"].pop("max_pixels") == 178_956_970, "what Pillow allowed"
     assert {key: _as_then(now[key], then) for key, then in before.items()} == before
-    assert now.keys() - before.keys() == {"threads", "drop_last", "budget", "stall_timeout"}, (
+    assert now.keys() - before.keys() == {"threads", "drop_last", "budget", "stall_timeout", "keep_checkpoints"}, (
         "a setting that is new needs a default that changes no old run"
     )
     assert run.config.drop_last, "an epoch of an old run had whole batches only"

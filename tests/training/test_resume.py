@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 WORDS = [
     "method=byol", "method.hidden=64", "method.dim=16", "backbone=shufflenetv2", "data=shapes", "data.n_train=192",
     "data.n_test=64", "data.image_size=32", "backbone.stem=imagenet", "batch_size=32", "epochs=6", "device=cpu",
-    "checkpoint_every=2", "eval_every=3", "evaluators=[knn]", "log_every=2", "optimizer=lars",
+    "checkpoint_every=2", "keep_checkpoints.every=2", "eval_every=3", "evaluators=[knn]", "log_every=2",
+    "optimizer=lars",
 ]  # fmt: skip
 
 

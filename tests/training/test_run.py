@@ -255,10 +255,10 @@ def test_plugins_hear_of_the_run(tmp_path):
 def test_a_kill_between_the_files_leaves_no_backbone_older_than_the_checkpoint(tmp_path, monkeypatch):
     save, seen = library.Run.save_checkpoint, []
 
-    def checked(self, checkpoint, name, keep):
+    def checked(self, checkpoint, name):
         backbone = load_file(self.backbone_file)
         seen.append(all(torch.equal(backbone[k], checkpoint.model[f"backbone.{k}"]) for k in backbone))
-        return save(self, checkpoint, name, keep)
+        return save(self, checkpoint, name)
 
     monkeypatch.setattr(library.Run, "save_checkpoint", checked)
     run(tmp_path, evaluators=[], checkpoint_every=1)
