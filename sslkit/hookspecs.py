@@ -52,6 +52,12 @@ def register_trackers(register: Register) -> None:
 
 
 @hookspec
+def register_recipes(register: Register) -> None:
+    """Offer recipes: register("smith2026-table3", path), the path of a YAML file; register_folder(register, folder) of
+    sslkit.config offers every YAML file of a folder under its name."""
+
+
+@hookspec
 def register_commands(cli: Any) -> None:
     """Add click commands to the `sslkit` group: @cli.command() def mine(): ..."""
 

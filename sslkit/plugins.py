@@ -23,6 +23,7 @@ from sslkit import hookspecs
 from sslkit.errors import UserError, shortened
 
 BUILTINS = (
+    "sslkit.config",
     "sslkit.methods",
     "sslkit.backbones",
     "sslkit.augment",
@@ -31,6 +32,8 @@ BUILTINS = (
     "sslkit.runs.trackers",
 )
 KINDS = ("methods", "backbones", "augmentations", "evaluators", "datasets", "trackers")
+FILES = ("recipes",)
+"""Registered too, as paths in place of objects."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def host() -> Host:
         else:
             _add(loaded, entry.name, distribution, plugin)
     loaded.problems += _misspelt_hooks(loaded)
-    loaded.catalogs = {kind: _collect(loaded, kind) for kind in KINDS}
+    loaded.catalogs = {kind: _collect(loaded, kind) for kind in (*KINDS, *FILES)}
     loaded.problems += _clashes(loaded)
     return loaded
 

@@ -37,7 +37,7 @@ def create_backbone(backbone: str | Choice, image_size: int = 224, **options: An
         net.stem_kind = _fit_stem(net, name, getattr(config, "stem", "imagenet"), image_size)
     net.width = _measure_width(net, name, image_size)
     if pretrained := getattr(config, "pretrained", None):
-        load_weights(net, pretrained)
+        load_weights(net, pretrained, getattr(config, "prefix", None))
     module: nn.Module = net
     return module
 

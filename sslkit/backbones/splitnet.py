@@ -72,7 +72,7 @@ def splitbrain(name: str, config: SplitConfig, image_size: int = 224) -> nn.Modu
     are those of a split backbone.
     """
     known = config_class(plugins.find("backbones", name)).model_fields
-    options = config.model_dump(exclude_unset=True, exclude={"pretrained"})
+    options = config.model_dump(exclude_unset=True, exclude={"pretrained", "prefix"})
     # A backbone with its own settings may have no stem to choose.
     own = {key: value for key, value in options.items() if key in known or key != "stem"}
     return SplitNet(create_backbone(name, image_size, **own))

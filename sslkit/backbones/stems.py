@@ -2,7 +2,8 @@
 
 At 32 px an ImageNet stem leaves most networks a single position. A forward pass with hooks finds the halvings.
 A strided convolution gets stride 1 and keeps its weights (its block has a shortcut only if it had one), a pooling
-layer becomes an identity, and the total stride goes from 32 to 8, or 16 with the medium stem (SqueezeNet: 16 to 4 or 8).
+layer becomes an identity, and the total stride goes from 32 to 8, or to 16 with the medium stem (SqueezeNet: from 16 to
+4 or 8).
 
 Two changes affect a shape, though never a key: a 7×7 stem convolution becomes 3×3 with fresh weights (SimCLR,
 Chen et al. 2020, B.9), and vision transformers get patches of a quarter or half of the size (16 to 4 or 8).
@@ -32,7 +33,8 @@ class Reduction:
 def divide_stride(net: nn.Module, image_size: int, divisor: int, least: int = 0) -> bool:
     """Drop the first halvings of `net`, in place, keeping its keys; return True if it was changed.
 
-    divisor: of the total stride, 2 for one halving and 4 for two. A network whose total stride is below `least` is left unchanged. Raises UserError if the halvings cannot be dropped.
+    divisor: of the total stride, 2 for one halving and 4 for two. A network whose total stride is below `least` is left
+    unchanged. Raises UserError if the halvings cannot be dropped.
     """
     if is_token_net(net):
         if net.patch_embed.patch_size[0] < least:

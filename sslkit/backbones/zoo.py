@@ -55,19 +55,26 @@ def resnet50(config: BackboneConfig) -> nn.Module:
 
 def vit_tiny(config: BackboneConfig, image_size: int = 224) -> nn.Module:
     """ViT-Ti/16 of timm, for any image size: 5.5 M parameters, width 192 (Touvron et al. 2021)."""
-    return timm_model("vit_tiny_patch16_224", config, image_size, dynamic_img_size=True, dynamic_img_pad=True)
+    return timm_model("vit_tiny_patch16_224", config, image_size)
+
+
+ANY_SIZE = ("timm.models.vision_transformer", "timm.models.deit")
+"""Modules of timm whose transformers can take images of any size, such as the small views of multi-crop."""
 
 
 def timm_model(name: str, config: BackboneConfig, image_size: int = 224, **options: Any) -> nn.Module:
     """Any model of timm by its name, with random weights: timm:mobilenetv4_conv_small.
 
-    `options` are passed to timm.create_model. Vision transformers are built for `image_size` (pixels).
+    `options` are passed to timm.create_model. Vision transformers are built for `image_size` (pixels); the plain ones
+    take other sizes too, whose sides are padded to multiples of a patch.
     """
     import timm  # Importing timm takes seconds, and torchvision's networks do not need it.
 
     if not timm.is_model(name):
         hint = _close(name, timm.list_models(), "timm.list_models()")
         raise UserError(f"timm has no model called {name!r}; {hint}")
+    if timm.model_entrypoint(name).__module__ in ANY_SIZE:
+        options = {"dynamic_img_size": True, "dynamic_img_pad": True, **options}
     net = timm.create_model(name, num_classes=0, **options)
     if is_token_net(net):
         set_tokens(net, image_size)

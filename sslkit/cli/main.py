@@ -77,7 +77,7 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
     dotted keys are settings of the component that they name (method.temperature=0.2 optimizer.lr=0.1).
     `sslkit show run` explains every key. recipe=NAME starts from a recipe of `sslkit list recipes`.
     """
-    from sslkit.training.preflight import resolve_new
+    from sslkit.training.preflight import look_at_data, resolve_new
 
     recipe = words[0] if words and "=" not in words[0] else None
     resolved = resolve_new(words[1:] if recipe else words, recipe)
@@ -85,6 +85,8 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
         from sslkit.cli.tables import print_origins
 
         print_origins(resolved)
+        for line in look_at_data(resolved.config):
+            click.echo(line, err=True)
         return
     if only_plan:
         _print_plan(resolved, as_json)
@@ -97,13 +99,17 @@ def run(words: tuple[str, ...], dry_run: bool, only_plan: bool, as_json: bool) -
 
 @cli.command()
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@WORDS
 @click.option("--devices", type=click.IntRange(min=1), help="Number of processes, if it is to differ from before.")
-def resume(path: Path, devices: int | None) -> None:
-    """Resume a stopped run, with results that are bit-identical to those of an uninterrupted run."""
+def resume(path: Path, words: tuple[str, ...], devices: int | None) -> None:
+    """Resume a stopped run, with results that are bit-identical to those of an uninterrupted run.
+
+    If the images have moved: sslkit resume RUN data=PATH (and eval_data=PATH); they must be the same.
+    """
     from sslkit.training import engine
 
     with freed_memory(keep=True):
-        _conclude(engine.resume(path, devices=devices))
+        _conclude(engine.resume(path, devices=devices, words=words))
 
 
 @cli.command()

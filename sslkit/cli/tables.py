@@ -149,7 +149,8 @@ def _row(component: plugins.Component) -> dict[str, str]:
 
 
 def _recipes() -> list[dict[str, str]]:
-    return [{"name": n, "summary": recipes.summary(n), "distribution": "sslkit"} for n in recipes.names()]
+    shipped = plugins.components("recipes")
+    return [{"name": c.name, "summary": recipes.summary(c.name), "distribution": c.distribution} for c in shipped]
 
 
 def _section(kind: str) -> str:

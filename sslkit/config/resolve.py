@@ -148,9 +148,9 @@ def _data_advice(requested: dict[str, Any]) -> list[Layer]:
     return [Layer(f"data set {requested['data.name']}", settings)]
 
 
-def requested_data(requested: dict[str, Any]) -> Choice | None:
-    """Return the data set that settings name, or None if they are not valid, which is reported elsewhere."""
-    return _choice("data", "datasets", requested, Mistakes())
+def requested_choice(section: str, requested: dict[str, Any]) -> Choice | None:
+    """Return the component that settings name for a section, or None if not valid, which is reported elsewhere."""
+    return _choice(section, SECTIONS[section], requested, Mistakes())
 
 
 def load_component(section: str, values: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sslkit.data.loaders.base import ImageBatch, Loader
     from sslkit.data.loaders.ffcv import ffcv_missing
     from sslkit.data.loaders.make import in_order, make_loader
+    from sslkit.data.overview import survey
     from sslkit.data.packing.pack import pack
     from sslkit.data.packing.store import Store
     from sslkit.data.sources.base import Source
@@ -48,6 +49,7 @@ __all__ = [
     "open_stores",
     "pack",
     "pack_source",
+    "survey",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -74,6 +76,7 @@ __getattr__, __dir__ = lazy_names(
         "open_stores": "sslkit.data.stores",
         "pack": "sslkit.data.packing.pack",
         "pack_source": "sslkit.data.stores",
+        "survey": "sslkit.data.overview",
     },
 )
 

@@ -1,7 +1,7 @@
 """Lists of images that are not decoded yet."""
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from sslkit.data.digests import array_digests, digest_of, file_digests
+from sslkit.machine.progress import progress_bar, terminal_stderr
 
 Role = Literal["pretrain", "train", "test"]
 Mode = Literal["auto", "raw", "jpeg"]
@@ -24,6 +27,10 @@ class Images:
     """Class numbers, int64 [N], -1 if unknown; None: unlabelled."""
     classes: tuple[str, ...] = ()
     """Class names by number; () if unlabelled."""
+    unlabelled: str = ""
+    """Reason why there are no labels, where it is known."""
+    skipped: Sequence[tuple[str, str]] = ()
+    """(name, reason) of what looked like images, but is not in the list."""
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} defines no __len__")
@@ -44,8 +51,13 @@ class Images:
         return None
 
     def fingerprint(self) -> str:
-        """Identify the images: names, sizes and times of files, or parameters of a built-in set, as one string."""
+        """Identify the images by their content, or by the parameters of a built-in set, as one string."""
         raise NotImplementedError(f"{type(self).__name__} defines no fingerprint")
+
+    @property
+    def digests(self) -> NDArray[np.uint8] | None:
+        """A digest of each image's content, uint8 [N, 16], equal for equal images; None: those of the packed pixels."""
+        return None
 
 
 class ArrayImages(Images):
@@ -54,11 +66,14 @@ class ArrayImages(Images):
     def __init__(
         self,
         read: Callable[[], tuple[NDArray[np.uint8], NDArray[np.int64] | None]],
-        fingerprint: str,
+        fingerprint: str | Callable[[], str],
         classes: tuple[str, ...] = (),
         name: Callable[[int], str] = "image {}".format,
     ) -> None:
-        """Take `read()`, which returns uint8 [N, H, W, 3] and int64 [N] labels or None."""
+        """Take `read()`, which returns uint8 [N, H, W, 3] and int64 [N] labels or None.
+
+        fingerprint: the string, or a function that computes it on first use.
+        """
         self._read = read
         self._fingerprint = fingerprint
         self.classes = classes
@@ -75,7 +90,13 @@ class ArrayImages(Images):
         return result
 
     def fingerprint(self) -> str:
+        if callable(self._fingerprint):
+            self._fingerprint = self._fingerprint()
         return self._fingerprint
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        return array_digests(self._content[0])
 
     @property
     def labels(self) -> NDArray[np.int64] | None:  # type: ignore[override]
@@ -86,10 +107,13 @@ class ArrayImages(Images):
         return self._read()
 
 
-def files_fingerprint(files: Iterable[Path], root: Path) -> str:
-    """Hash the names below `root`, sizes and times of files."""
-    state = hashlib.blake2b(digest_size=16)
-    for file in files:
-        stat = file.stat()
-        state.update(f"{file.relative_to(root).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return state.hexdigest()
+def files_fingerprint(root: Path, names: Sequence[str], cache: Path | None = None) -> str:
+    """Identify files by their names below `root` and their content. cache: as the setting `data.cache`."""
+    return digest_of("\0".join(names).encode("utf-8", "surrogateescape"), file_digests(root, names, cache))
+
+
+@contextmanager
+def content_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that shows how far the reading of images' content is."""
+    with progress_bar(terminal_stderr()) as update:
+        yield lambda done, total: update(done, total, f"reading {title} once: {done:,} of {total:,} files")

@@ -1,15 +1,16 @@
 """Evaluate every kept checkpoint of a run: accuracy over epochs (Sonawane et al. 2021, Figures 1 and 2)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit.config.base import Choice
 from sslkit.errors import UserError
-from sslkit.evaluation.targets import Target, open_target
+from sslkit.evaluation.targets import RecordKeeper, Target, open_target
 from sslkit.machine.atomic import replacing
+from sslkit.machine.files import reading
 from sslkit.nn.modes import own_random
 from sslkit.runs.records import is_accuracy, settings_of
 from sslkit.runs.run import Run
@@ -54,10 +55,16 @@ def evaluate_checkpoints(target: str | Path, words: Iterable[str], display: "Dis
         raise UserError(
             f"{target} has no checkpoint at the end of an epoch; runs keep one every checkpoint_every epochs"
         )
+    keeper, known = RecordKeeper(opened), opened.run.evaluations
     for epoch, path in kept.items():
-        _measure_missing(opened, opened.run, epoch, path, display)
-    records = [r for epoch in [0, *kept] for r in _existing(opened, opened.run, epoch)]
-    draw(records, opened.run.path / "figures" / "checkpoints.png")
+        for record in _measure_missing(opened, opened.run, epoch, path, known):
+            display.evaluation(record)
+            keeper.keep(record)
+            known.append(record)
+    records = [r for epoch in [0, *kept] for r in _existing(opened, known, epoch)]
+    keeper.conclude(display)
+    if opened.folder:
+        draw(records, opened.folder / "figures" / "checkpoints.png")
     return records
 
 
@@ -73,25 +80,26 @@ def epoch_curves(records: list[dict[str, Any]]) -> list[EpochCurve]:
     return [EpochCurve(e, k, [r for r in records if r["evaluator"] == e and k in r]) for e, k in names]
 
 
-def _measure_missing(opened: Target, run: Run, epoch: int, path: Path, display: "Display") -> None:
-    known = {r["evaluator"] for r in _existing(opened, run, epoch)}
-    todo = [choice for choice in opened.evaluators if choice.name not in known]
+def _measure_missing(
+    opened: Target, run: Run, epoch: int, path: Path, known: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the record of each evaluator that is not among the `known` ones of that epoch."""
+    measured = {r["evaluator"] for r in _existing(opened, known, epoch)}
+    todo = [choice for choice in opened.evaluators if choice.name not in measured]
     if not todo:
         return
     step = _load(opened, path)
     newest = path == run.checkpoints[-1]
-    about = {"head": lambda: opened.saved_head(path), "folder": run.path if newest else None}
+    about = {"head": lambda: opened.saved_head(path), "folder": opened.folder if newest else None}
     for found in opened.records(todo, **about):
-        record = {"epoch": epoch, "step": step, "during_run": False} | found
-        run.log_evaluation(record)
-        display.evaluation(record)
+        yield {"epoch": epoch, "step": step, "during_run": False} | found
 
 
-def _existing(opened: Target, run: Run, epoch: int) -> list[dict[str, Any]]:
+def _existing(opened: Target, records: Iterable[dict[str, Any]], epoch: int) -> list[dict[str, Any]]:
     """Return the newest record of each evaluator at that epoch with the same settings, images and seed."""
     wanted = {choice.name: _identity(choice, opened) for choice in opened.evaluators}
     found = {}
-    for record in run.evaluations:
+    for record in records:
         name = record["evaluator"]
         same = {k: record.get(k) for k in ("settings", "data", "seed")} == wanted.get(name)
         if record["epoch"] == epoch and same:
@@ -108,10 +116,8 @@ def _load(opened: Target, path: Path) -> int:
     from sslkit.methods.build import build_method
     from sslkit.runs.checkpoint import load_checkpoint
 
-    try:
+    with reading(path, "delete it to leave it out"):
         checkpoint = load_checkpoint(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}); delete it to leave it out") from error
     with own_random(opened.config.seed):
         method = build_method(opened.config, opened.stores)
     method.load_state_dict(checkpoint.model)

@@ -10,7 +10,7 @@ from torch import nn
 from sslkit import plugins
 from sslkit.backbones.backbone import width_of
 from sslkit.config.base import Choice
-from sslkit.config.components import config_class
+from sslkit.config.components import without_weights
 from sslkit.config.run import RunConfig
 from sslkit.errors import UserError, shortened
 from sslkit.evaluation import Subject
@@ -22,6 +22,7 @@ from sslkit.runs.records import FLOORS, Floors, is_accuracy, settings_of, wilson
 
 if TYPE_CHECKING:
     from sslkit.data import Stores
+    from sslkit.data.overview import Survey
 
 
 def evaluate(
@@ -76,14 +77,15 @@ def possible(evaluators: Iterable[Choice], stores: "Stores") -> list[Choice]:
     return [e for e in evaluators if not plugins.find("evaluators", e.name).needs_labels]
 
 
-def without_their_labels(evaluators: Iterable[Choice], stores: "Stores") -> str | None:
+def without_their_labels(evaluators: Iterable[Choice], stores: "Stores | Survey") -> str | None:
     """Return a sentence that names the evaluators that lack labels, and the remedy; None if there are none."""
     names = [e.name for e in evaluators if not stores.labelled and plugins.find("evaluators", e.name).needs_labels]
     needs = "needs" if len(names) == 1 else "need"
     if not names:
         return None
+    because = f" ({stores.unlabelled})" if stores.unlabelled else ""
     return (
-        f"there are no labels to evaluate with, and {' and '.join(names)} {needs} them; "
+        f"there are no labels to evaluate with{because}, and {' and '.join(names)} {needs} them; "
         "name labelled images with eval_data="
     )
 
@@ -160,5 +162,4 @@ def untrained(config: RunConfig, image_size: int) -> nn.Module:
     from sslkit.backbones import create_backbone
 
     choice = plugins.find("methods", config.method.name).trained_backbone(config.backbone)
-    known = config_class(plugins.find("backbones", choice.name)).model_fields
-    return create_backbone(choice, image_size, **({"pretrained": None} if "pretrained" in known else {}))
+    return create_backbone(choice, image_size, **without_weights(plugins.find("backbones", choice.name)))

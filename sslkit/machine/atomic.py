@@ -1,14 +1,19 @@
 """Atomic writes of files and folders."""
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 STALE_AFTER = 24 * 3600
 """Seconds after which another writer's temporary file is assumed to be left over from a killed process."""
@@ -28,9 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            _to_disk(file)
+            to_disk(file)
         old = _put_in_place(temporary, path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
         if old:
             # The new folder is in place; `recover` removes what cannot be removed now.
             shutil.rmtree(old, ignore_errors=True)
@@ -41,8 +46,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def recover(folder: Path, name: str = "*") -> None:
     """Clean up after killed processes in `folder`, for files and folders that match the glob pattern `name`.
 
-    A folder whose replacement was interrupted gets its name back; temporary files and folders older than a day are
-    removed. Must not be called while another process replaces the same folder.
+    A folder whose replacement was interrupted gets its name back; temporary files and folders are removed if their
+    writer has ended or, as a writer on another machine may have, if they are older than a day. Must not be called
+    while another process replaces the same folder.
     """
     for old in folder.glob(f".{name}.*{SET_ASIDE}"):
         home = old.with_name(old.name[1:].removesuffix(SET_ASIDE).rsplit(".", 2)[0])
@@ -51,8 +57,7 @@ def recover(folder: Path, name: str = "*") -> None:
             _remove(old) if home.exists() else os.rename(old, home)
     for remains in folder.glob(f".{name}.*{TEMPORARY}"):
         with suppress(OSError):
-            stale = time.time() - remains.stat().st_mtime > STALE_AFTER
-            if stale and not remains.name.endswith(SET_ASIDE):
+            if _is_left_over(remains) and not remains.name.endswith(SET_ASIDE):
                 _remove(remains)
 
 
@@ -62,12 +67,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Return the text of a JSON file for people to read."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """Return a unique path next to `path`; random, as containers that share a folder may share process ids."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{ending}")
+    """Return a unique path next to `path` that names its writer; random, as containers may share process ids."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{_host()}.{secrets.token_hex(4)}{ending}")
+
+
+def _host() -> str:
+    """Return a short name for this machine and, in a container, for its processes, whose ids others may share."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return hashlib.blake2b(f"{socket.gethostname()} {processes}".encode(), digest_size=4).hexdigest()
+
+
+def _is_left_over(temporary: Path) -> bool:
+    writer = re.search(r"\.(\d+)@(\w+)\.\w+\.tmp$", temporary.name)
+    if writer and writer[2] == _host() and not psutil.pid_exists(int(writer[1])):
+        return True
+    return time.time() - temporary.stat().st_mtime > STALE_AFTER
 
 
 def _put_in_place(new: Path, path: Path) -> Path | None:
@@ -93,7 +119,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Flush to disk; otherwise a power failure after the rename can leave an empty file under the final name."""
     if os.name == "nt" and path.is_dir():
         return

@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,9 +77,21 @@ def _free_of(group: Path, limit: str, used: str, unused: str) -> int:
         return UNLIMITED
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew; on a CPU where Linux allows it, otherwise the peak stays that of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        (PROC / "self" / "clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> float:
     """Return the peak memory in GiB: of the device's allocator on CUDA, elsewhere the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    with suppress(OSError, StopIteration):
+        lines = (PROC / "self" / "status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

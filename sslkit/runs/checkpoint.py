@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit.machine import atomic
+from sslkit.machine.files import UNREADABLE, reason
+from sslkit.machine.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+TENSORS, STATE = ("model.safetensors", "optimizer.safetensors"), "state.json"
 
 
 @dataclass(frozen=True)
@@ -33,29 +37,39 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, keep: int) -> None:
     """Write a checkpoint; earlier ones in its folder are deleted, except the newest and every `keep` epochs."""
-    from safetensors.torch import save_file
-
     with atomic.replacing(path) as folder:
         folder.mkdir()
         model = {k: t.detach().contiguous() for k, t in checkpoint.model.items()}
-        save_file(model, folder / "model.safetensors")
-        save_file(checkpoint.optimizer, folder / "optimizer.safetensors")
-        digests = {f.name: _digest(f) for f in sorted(folder.iterdir())}
-        state = {"step": checkpoint.step, "sha256": digests} | checkpoint.state
-        (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        for name, tensors in zip(TENSORS, (model, checkpoint.optimizer)):
+            write_tensors(folder / name, tensors)
+        digests = {name: _digest(folder / name) for name in TENSORS}
+        # As it is read back: keys become text, tuples lists.
+        state = json.loads(json.dumps({"step": checkpoint.step, "sha256": digests} | checkpoint.state))
+        text = json.dumps(state | {"digest": _digest_of_state(state)}, indent=2)
+        (folder / STATE).write_text(text, encoding="utf-8")
     _prune(path, keep)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises OSError, ValueError or KeyError if it is damaged."""
-    from safetensors.torch import load_file
-
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    for name, digest in state["sha256"].items():
-        if _digest(path / name) != digest:
+    """Read a checkpoint. Raises one of `sslkit.machine.files.UNREADABLE` if it is damaged."""
+    state = read_state(path)
+    for name in TENSORS:
+        if _digest(path / name) != state["sha256"].get(name):
             raise ValueError(f"the checksum of {name} is wrong")
-    model, optimizer = (load_file(path / f"{name}.safetensors") for name in ("model", "optimizer"))
+    model, optimizer = (read_tensors(path / name)[0] for name in TENSORS)
     return Checkpoint(state["step"], model, optimizer, state)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint without its tensors. Raises one of `UNREADABLE` if it is damaged."""
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    # Versions before the digest wrote none.
+    if state.pop("digest", None) not in (None, _digest_of_state(state)):
+        raise ValueError(f"the checksum of {STATE} is wrong")
+    if type(state["step"]) is not int or not isinstance(state["sha256"], dict):
+        raise ValueError(f"{STATE} has no step, or no checksums")
+    found: dict[str, Any] = state
+    return found
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -69,8 +83,8 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(find_checkpoints(folder)):
         try:
             return load_checkpoint(path), complaints
-        except (OSError, ValueError, KeyError) as error:
-            complaints.append(f"checkpoint {path} is damaged ({error}); using the one before it")
+        except UNREADABLE as error:
+            complaints.append(f"checkpoint {path} is damaged ({reason(error)}); using the one before it")
     return None, complaints
 
 
@@ -85,3 +99,7 @@ def _prune(newest: Path, keep: int) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_state(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from rich.text import Text
 from sslkit import plugins
 from sslkit.errors import UserError
 from sslkit.runs.label_free import LABEL_FREE, label_free
+from sslkit.runs.progress import Progress
 from sslkit.runs.records import CHANCE, FLOORS, RANDOM_INIT, floors_of
 from sslkit.runs.run import Run
 
@@ -32,13 +33,13 @@ NONE = "—"
 def table(runs: Iterable[str | Path | Run], sort: str | None = None) -> list[Row]:
     """Return one mapping per run, all with the same keys; the value is None if a run lacks a figure.
 
-    Keys: run, method, backbone, data, epochs (trained so far); for every evaluator E with an accuracy: E/top1 (a
-    fraction, after the last evaluated epoch), E/top1_low and E/top1_high (its 95 % interval), E/chance,
-    E/random_init and E/raw_pixels (its floors), E/top1_max (the maximum over epochs of training: selected on the test
-    images, and therefore optimistic); for every figure F without labels (rankme, view_retrieval ...): geometry/F and
-    geometry/F_random_init; geometry/view_retrieval_chance; parameters, gflops (of the backbone, for one image), hours,
-    kwh, kg_co2e (of the training). Measurements during the run take precedence over later ones, which may be on other
-    images.
+    Keys: run, method, backbone, data, epochs (trained so far), epochs_planned, finished; for every evaluator E with an
+    accuracy: E/top1 (a fraction, after the last evaluated epoch of training, E/epoch; None before there is one),
+    E/top1_low and E/top1_high (its 95 % interval), E/chance, E/random_init and E/raw_pixels (its floors), E/top1_max
+    (the maximum over epochs of training: selected on the test images, and therefore optimistic); for every figure F
+    without labels (rankme, view_retrieval ...): geometry/F and geometry/F_random_init;
+    geometry/view_retrieval_chance; parameters, gflops (of the backbone, for one image), hours, kwh, kg_co2e (of the
+    training). Measurements during the run take precedence over later ones, which may be on other images.
 
     sort: one of the keys; accuracies in descending order, figures without labels from better to worse (`LABEL_FREE`),
     costs and names in ascending order.
@@ -131,14 +132,16 @@ def _tabulated(cells: list[list[str]], style: str) -> str:
 
 
 def _row(run: Run, results: Row) -> Row:
-    config, derived = run.config, run.derived
+    config, derived, progress = run.config, run.derived, run.progress
     root = getattr(config.data.options, "root", None)
     return {
         "run": str(run.path),
         "method": config.method.name,
         "backbone": config.backbone.name,
         "data": Path(root).name if root else config.data.name,
-        "epochs": run.metrics[-1]["epoch"] if run.metrics else 0,
+        "epochs": progress.epoch or 0,
+        "epochs_planned": progress.planned,
+        "finished": progress.finished,
         **results,
         **{cost: derived.get(cost) for cost in COSTS},
     }
@@ -149,11 +152,11 @@ def _accuracies(run: Run) -> Row:
     found: Row = {}
     for name in dict.fromkeys(r["evaluator"] for r in records):
         mine, last = _decisive([r for r in records if r["evaluator"] == name])
-        found |= {f"{name}/{key}": last.get(key) for key in ("top1", "top1_low", "top1_high")}
+        found |= {f"{name}/{key}": last.get(key) for key in ("top1", "top1_low", "top1_high", "epoch")}
         first = next((r["top1"] for r in mine if r["epoch"] == 0), None)
         floors = {RANDOM_INIT: first, **floors_of(last)}
         found |= {f"{name}/{floor}": floors.get(floor) for floor in FLOORS}
-        found[f"{name}/top1_max"] = max(r["top1"] for r in mine if r["epoch"] or last is r)
+        found[f"{name}/top1_max"] = max((r["top1"] for r in mine if r["epoch"]), default=None)
     return found
 
 
@@ -164,17 +167,21 @@ def _label_free(run: Run) -> Row:
     mine, last = _decisive(records)
     first = next((label_free(r) for r in mine if r["epoch"] == 0), {})
     found: Row = {}
-    for name, value in label_free(last).items():
+    for name in label_free(last) if last else first:
         floors = {RANDOM_INIT: first.get(name), **floors_of(last, name)}
-        found |= {f"geometry/{name}": value, f"geometry/{name}_random_init": floors[RANDOM_INIT]}
+        found |= {f"geometry/{name}": last.get(name), f"geometry/{name}_random_init": floors[RANDOM_INIT]}
         found |= {f"geometry/{name}_chance": floors[CHANCE]} if CHANCE in floors else {}
     return found
 
 
 def _decisive(records: list[Row]) -> tuple[list[Row], Row]:
-    """Return the records of an evaluator that count, those during the run if there are any, and the last of them."""
+    """Return the records of an evaluator that count, those during the run if there are any, and the last of training.
+
+    The last is {} if there is none after an epoch: random initialisation is a floor, and never the result of a run.
+    """
     mine = [r for r in records if r["during_run"]] or records
-    return mine, max(reversed(mine), key=lambda r: r["epoch"])
+    trained = [r for r in mine if r["epoch"]]
+    return mine, max(reversed(trained), key=lambda r: r["epoch"], default={})
 
 
 def _sorted(rows: list[Row], key: str) -> list[Row]:
@@ -200,7 +207,7 @@ def _cells(rows: list[Row]) -> list[list[str]]:
 
 
 def _formatted(row: Row, evaluators: Iterable[str], figures: Iterable[str]) -> list[str]:
-    cells = [*(row[name] for name in NAMES), f"{row['epochs']:g}"]
+    cells = [*(row[name] for name in NAMES), str(Progress(row["epochs"], None, row["epochs_planned"]))]
     for name in evaluators:
         floors = " / ".join(_per_cent(row[f"{name}/{floor}"]) for floor in FLOORS)
         cells += [_with_interval(row, name), _per_cent(row[f"{name}/top1_max"]), floors]
@@ -213,14 +220,17 @@ def _with_interval(row: Row, evaluator: str) -> str:
     """Format an accuracy in per cent with its interval: 83.1 (80.2 to 85.7)."""
     low, high = (row.get(f"{evaluator}/top1_{end}") for end in ("low", "high"))
     interval = "" if low is None or high is None else f" ({_per_cent(low)} to {_per_cent(high)})"
-    return _per_cent(row[f"{evaluator}/top1"]) + interval
+    epoch = row.get(f"{evaluator}/epoch")
+    # Elsewhere all figures are those of the last epoch.
+    when = "" if epoch in (None, row["epochs_planned"]) else f" at epoch {epoch:g}"
+    return _per_cent(row[f"{evaluator}/top1"]) + interval + when
 
 
 def _beside_random_init(row: Row, name: str) -> str:
     """Format a figure without labels with that of random initialisation: 612.2 (78.6)."""
     value, first = row[f"geometry/{name}"], row[f"geometry/{name}_random_init"]
     text, before = (NONE if v is None else LABEL_FREE[name].text(v) for v in (value, first))
-    return text if value is None else f"{text} ({before})"
+    return text if value is first is None else f"{text} ({before})"
 
 
 def _per_cent(value: float | None) -> str:

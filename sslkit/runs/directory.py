@@ -5,9 +5,9 @@ Nothing is validated against the installed components, so that a run of an unins
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from sslkit.config.layers import Mistakes, flatten
 from sslkit.config.plain import guessed
 from sslkit.config.reading import read_yaml
 from sslkit.errors import UserError
+from sslkit.machine.files import reason
+from sslkit.runs.fields import Record, environment, evaluation, is_number, mapping, metric
+from sslkit.runs.progress import Progress, progress
 
-Record = dict[str, Any]
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
@@ -30,9 +32,10 @@ class RunFiles:
     """Settings by dotted key, as `sslkit run --dry-run` prints them."""
     environment: Record
     metrics: list[Record]
-    """Records of metrics.jsonl whose step and epoch are numbers."""
+    """Records of metrics.jsonl whose step and epoch are numbers: `fields.metric`."""
     evaluations: list[Record]
-    """Records of evaluations.jsonl that name their evaluator, and whose epoch, if any, is a number."""
+    """Records of evaluations.jsonl that name their evaluator, and whose epoch, if any, is a number:
+    `fields.evaluation`."""
     remarks: list[str] = field(default_factory=list)
     """One sentence about each thing that could not be read."""
 
@@ -41,13 +44,19 @@ class RunFiles:
         return self.path.resolve().name
 
     @property
-    def origins(self) -> dict[str, Any]:
-        return _mapping(self.environment.get("origins"))
+    def origins(self) -> dict[str, str]:
+        return mapping(self.environment.get("origins"))
 
     @property
     def derived(self) -> Record:
         """Values that the run derived from its settings."""
-        return _mapping(self.environment.get("derived"))
+        return mapping(self.environment.get("derived"))
+
+    @cached_property
+    def progress(self) -> Progress:
+        """How far the run's weights have been trained."""
+        planned = self.settings.get("epochs")
+        return progress(self.path, planned if is_number(planned) else None, self.metrics)
 
     def setting(self, key: str) -> str:
         """Return a setting as text; an em dash if it is unknown."""
@@ -72,26 +81,39 @@ def read_run(path: Path) -> RunFiles:
     return RunFiles(
         path=path,
         settings=guessed(flatten(read_mapping(path / CONFIG, read_yaml, remarks), Mistakes())),
-        environment=read_mapping(path / ENVIRONMENT, json.loads, remarks),
-        metrics=read_records(path / METRICS, remarks, _is_metric),
-        evaluations=read_records(path / EVALUATIONS, remarks, _is_evaluation),
+        environment=read_environment(path, remarks),
+        metrics=read_metrics(path, remarks),
+        evaluations=read_evaluations(path, remarks),
         remarks=remarks,
     )
 
 
 def check_is_run(path: Path) -> None:
     """Raise UserError if `path` is not a run directory."""
-    if not (path / CONFIG).is_file():
+    if not _is_file(path / CONFIG):
         raise UserError(f"{path} holds no run: there is no {path / CONFIG}")
 
 
-def is_number(value: Any) -> bool:
-    """Return True if the value is a finite number and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
-def _mapping(value: Any) -> Record:
-    return value if isinstance(value, dict) else {}
+def read_environment(run: Path, remarks: list[str]) -> Record:
+    """Read environment.json of a run; what cannot be read is left out, with a remark."""
+    return environment(read_mapping(run / ENVIRONMENT, json.loads, remarks))
+
+
+def read_metrics(run: Path, remarks: list[str]) -> list[Record]:
+    """Read metrics.jsonl of a run; what cannot be read is left out, with a remark."""
+    return read_records(run / METRICS, remarks, metric)
+
+
+def read_evaluations(run: Path, remarks: list[str]) -> list[Record]:
+    """Read evaluations.jsonl of a run; what cannot be read is left out, with a remark."""
+    return read_records(run / EVALUATIONS, remarks, evaluation)
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) -> Record:
@@ -100,7 +122,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) ->
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         remarks.append(f"{path.name} cannot be read.")
@@ -108,15 +130,20 @@ def read_mapping(path: Path, parse: Callable[[str], Any], remarks: list[str]) ->
     return found
 
 
-def read_records(
-    path: Path, remarks: list[str], wanted: Callable[[Record], bool] = lambda record: True
-) -> list[Record]:
-    """Read the `wanted` objects of a .jsonl file, in order; add a remark that counts damaged or unwanted lines."""
+def read_records(path: Path, remarks: list[str], checked: Callable[[Record], Record | None]) -> list[Record]:
+    """Read the objects of a .jsonl file, in order, as `checked` returns them; None, or a damaged line, is left out.
+
+    A remark counts the lines that are left out.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    except FileNotFoundError:
         return []
-    records = [record for line in lines if (record := _record(line)) is not None and wanted(record)]
+    except OSError as error:
+        remarks.append(f"{path.name} cannot be read ({reason(error)}).")
+        return []
+    parsed = (_record(line) for line in lines)
+    records = [record for found in parsed if found is not None and (record := checked(found)) is not None]
     lost = sum(1 for line in lines if line.strip()) - len(records)
     if lost:
         remarks.append(f"{lost} of {len(lines)} lines of {path.name} cannot be read and are left out.")
@@ -129,11 +156,3 @@ def _record(line: str) -> Record | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _is_metric(record: Record) -> bool:
-    return is_number(record.get("step")) and is_number(record.get("epoch"))
-
-
-def _is_evaluation(record: Record) -> bool:
-    return isinstance(record.get("evaluator"), str) and ("epoch" not in record or is_number(record["epoch"]))

@@ -24,6 +24,10 @@ class Display:
     def log(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def always(self, text: str) -> None:
+        """Print a message on standard error even where the display is quiet: without it, something would be lost."""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
     def warn_once(self, topic: str, text: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)

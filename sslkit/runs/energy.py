@@ -104,7 +104,7 @@ def _spent_before(run: "Run", device: "torch.device", processes: int) -> Energy:
     """Return the energy of earlier sessions of a resumed run; sessions that were killed are estimated."""
     noted = run.derived
     metrics = run.metrics
-    trained = metrics[-1]["seconds"] / 3600 if metrics else 0.0
+    trained = metrics[-1].get("seconds", 0.0) / 3600 if metrics else 0.0
     lost = max(0.0, trained - noted.get("hours", 0.0))
     kwh = noted.get("kwh", 0.0) + estimate(lost, device, run.config.carbon, processes).kwh
     return Energy(noted.get("hours", 0.0) + lost, kwh, emissions(kwh, run.config.carbon), "")

@@ -35,6 +35,9 @@ def check_dataset(source_class: type, **options: Any) -> None:
 def _check_images(role: str, images: Any) -> None:
     expect(len(images) > 0, f"{role}: there must be images; give None where the data has none")
     expect(isinstance(images.fingerprint(), str), f"{role}: the fingerprint must be a string")
+    digests = images.digests
+    fits = digests is None or (digests.dtype == np.uint8 and digests.shape == (len(images), 16))
+    expect(fits, f"{role}: digests must be uint8 [{len(images)}, 16], or None")
     for index in {0, len(images) // 2, len(images) - 1}:
         name = images.name(index)
         expect(isinstance(name, str) and bool(name), f"{role}: name({index}) must be a name for messages")

@@ -15,6 +15,9 @@ from sslkit.machine import distributed
 from sslkit.machine.precision import PRECISIONS, usual_precision
 from sslkit.methods.base import Method
 
+COMPILED = {"no": "", "default": ", compiled", "graphs": ", compiled, CUDA graphs"}
+"""Values of `Execution.compile`, and their names for readers, after a comma."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -32,9 +35,22 @@ class Execution:
     compiled_views: bool = False
     """True if the augmentation is compiled by `torch.compile` on a GPU; the CPU has kernels of its own."""
 
+    @classmethod
+    def of(cls, noted: dict[str, Any]) -> "Execution":
+        """Return an execution that `dataclasses.asdict` has described. Raises TypeError or ValueError for no such."""
+        made = cls(**noted)
+        switches = (made.channels_last, made.depthwise_fp32, made.compiled_views)
+        if (
+            made.precision not in PRECISIONS
+            or made.compile not in COMPILED
+            or not all(s in (True, False) for s in switches)
+        ):
+            raise ValueError("the execution is not one that sslkit chooses")
+        return made
+
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
-        compiled = {"no": "", "default": ", compiled", "graphs": ", compiled, CUDA graphs"}[self.compile]
+        compiled = COMPILED[self.compile]
         depthwise = ", depthwise in fp32" if self.depthwise_fp32 else ""
         views = ", views compiled" if self.compiled_views else ""
         return f"{self.precision}{depthwise}, {layout}{compiled}{views}"

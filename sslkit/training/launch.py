@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -35,9 +35,10 @@ def needed(devices: int) -> bool:
     return devices > 1 and not _launched()
 
 
-def start(run: "Run", devices: int) -> "Run":
+def start(run: "Run", devices: int, words: Iterable[str] = ()) -> "Run":
     """Train `run` with `devices` processes on this machine, from its newest checkpoint; return when they have ended.
 
+    words: of `sslkit resume`.
     Raises UserError if a process died, or ended with a user error that it has already printed; Interrupted if it, or
     any of them, was asked to stop.
     """
@@ -65,7 +66,9 @@ def start(run: "Run", devices: int) -> "Run":
     log = Display().log
     with watched(run.config.stall_timeout, log) as watch, _environment({**variables, pulse.FOLDER: str(watch.folder)}):
         try:
-            elastic_launch(settings, sys.executable)("-m", "sslkit", "resume", str(run.path), "--devices", str(devices))
+            elastic_launch(settings, sys.executable)(
+                "-m", "sslkit", "resume", str(run.path), *words, "--devices", str(devices)
+            )
         except ChildFailedError as failed:
             raise _failure(run, failed, devices, watch.ended) from None
         except SignalException as signalled:
@@ -126,7 +129,7 @@ def _failure(run: "Run", failed: Any, devices: int, ended: str | None) -> UserEr
         return Interrupted(signum)
     how = ended or f"process {rank} of {devices} " + _how(first)
     saved = run.checkpoints
-    remedy = f"resume with: sslkit resume {run.path}" if saved else "there is no checkpoint yet"
+    remedy = f"resume with: {run.resume_command}" if saved else "there is no checkpoint yet"
     return UserError(f"{how}, and the others were stopped; last checkpoint: {saved[-1] if saved else 'none'}; {remedy}")
 
 

@@ -29,7 +29,7 @@ from sslkit.training.stopping import Stopper
 
 def train(run: Run, setup: TrainingSetup, step: int, display: Display) -> None:
     """Train from `step` to the end, with progress, energy and metrics recorded; then log the outcome."""
-    meter = Meter(setup.method.backbone, setup.device, run.metrics[-1]["seconds"] if step else 0.0)
+    meter = Meter(setup.method.backbone, setup.device, _seconds_before(run) if step else 0.0)
     if distributed.is_main():
         plugins.hooks().run_started(run=run)
         if setup.config.report:
@@ -47,6 +47,12 @@ def train(run: Run, setup: TrainingSetup, step: int, display: Display) -> None:
     display.log(f"backbone: {run.backbone_file}")
     if setup.config.report and distributed.is_main():
         display.log(f"report:   {report.write([run.path])}")
+
+
+def _seconds_before(run: Run) -> float:
+    """Return the seconds that a resumed run has trained, from its costs where its metrics are lost."""
+    known: float = run.metrics[-1].get("seconds", 0.0) if run.metrics else 3600 * run.derived.get("hours", 0.0)
+    return known
 
 
 def _epochs(
@@ -137,12 +143,13 @@ def _save_interrupted(
 ) -> None:
     """Save the state, unless the signal interrupted a step: the state within a step cannot be resumed."""
     if stopped.within_step:
-        display.log(f"stopped within a step, not saved; resume from the last checkpoint with: sslkit resume {run.path}")
+        place = f"go on from {run.checkpoints[-1].name}" if run.checkpoints else "no checkpoint yet, so begin again"
+        display.log(f"stopped within a step, not saved; {place} with: {run.resume_command}")
         return
     if meter.pending:
         _log(run, setup, meter.read(run, _lr(setup), step / setup.steps_per_epoch), display)
     if distributed.is_main():
-        display.log(f"stopped; saved {save(run, setup, step)}; resume with: sslkit resume {run.path}")
+        display.log(f"stopped; saved {save(run, setup, step)}; resume with: {run.resume_command}")
 
 
 def _evaluate_if_due(run: Run, setup: TrainingSetup, epoch: int, step: int, display: Display, stopper: Stopper) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit.backbones.flops import flops
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
+from sslkit.machine.memory import peak_memory, reset_peak_memory
 from sslkit.runs import energy
 from sslkit.training.budget import fit_budget
 from sslkit.training.build import build
@@ -54,7 +55,9 @@ class Plan:
     hours: float
     """Hours of training, without evaluations."""
     memory_gib: float
-    """Peak GiB of one device."""
+    """Peak GiB of one GPU; on a CPU, what a GPU would need."""
+    process_gib: float | None
+    """Peak GiB of the process that trains on the CPU, measured; None on a GPU."""
     fits_8gb: bool
     """True if `memory_gib` fits a GPU of 8 GB."""
     kwh: float
@@ -75,6 +78,8 @@ def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> 
     processes = config.devices
     # Compilation takes longer than a plan should, and hides FLOPs from the counter.
     share = {"batch_size": config.batch_size // processes, "devices": 1, "compile": False}
+    # On a CPU the trials of `tune`, which take place in `build`, belong to the peak of the run.
+    reset_peak_memory(torch.device("cpu"))
     setup = build(config.model_copy(update=share), log)
     steps = setup.steps_per_epoch // processes * config.epochs
     seconds, step_flops, (memory, memory_basis) = _try(setup)
@@ -92,6 +97,7 @@ def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> 
         images_per_second=config.batch_size * config.accumulate / step_time,
         hours=hours,
         memory_gib=memory,
+        process_gib=peak_memory(setup.device) if setup.device.type == "cpu" else None,
         fits_8gb=memory <= CARD_GIB,
         kwh=spent.kwh,
         kg_co2e=spent.kg_co2e,
@@ -116,7 +122,10 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "steps", f"{plan.steps:,}", "counted"
     yield "speed", f"{plan.seconds_step:.3g} s/step, {plan.images_per_second:.0f} images/s", plan.basis["time"]
     yield "time", f"{plan.hours:.3g} h", "steps × seconds per step; without evaluations"
-    yield "memory", f"{plan.memory_gib:.2f} GiB: {fits} a GPU of 8 GB", plan.basis["memory"]
+    if plan.process_gib is not None:
+        yield "memory", f"{plan.process_gib:.2f} GiB", "measured: peak of this process in these steps"
+    on_gpu = "memory" if plan.process_gib is None else "on a GPU"
+    yield on_gpu, f"{plan.memory_gib:.2f} GiB: {fits} a GPU of 8 GB", plan.basis["memory"]
     yield "energy", f"{plan.kwh:.3g} kWh, {plan.kg_co2e:.3g} kg CO2e", plan.basis["energy"]
 
 
@@ -140,7 +149,7 @@ def _first_step(setup: TrainingSetup, image_batches: list[Any]) -> tuple[int, in
     from torch.utils.flop_counter import FlopCounterMode
 
     if setup.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(setup.device)
+        reset_peak_memory(setup.device)
     saved = _SavedTensors(setup)
     setup.schedule.set(0)
     counter = FlopCounterMode(

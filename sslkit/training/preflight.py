@@ -10,8 +10,10 @@ from sslkit.config.base import Choice
 from sslkit.config.layers import Layer, Mistakes
 from sslkit.config.resolve import Draft, Resolved, draft_layers, words_layer
 from sslkit.config.run import RunConfig
+from sslkit.data import survey
 from sslkit.errors import UserError
-from sslkit.runs import trackers
+from sslkit.evaluation.evaluate import without_their_labels
+from sslkit.runs import place, trackers
 from sslkit.training.auto import fitted_advice
 from sslkit.training.optim.optimizer import known_optimizer
 
@@ -40,6 +42,13 @@ def resolve_again(layers: list[Layer], mistakes: Mistakes) -> Resolved:
     return _fitted_draft(layers, mistakes).resolved(mistakes)
 
 
+def look_at_data(config: RunConfig) -> list[str]:
+    """Say what the data hold, and which evaluators cannot run on them, one sentence a line. Raises UserError."""
+    found = survey(config.data, config.eval_data, config.seed)
+    left_out = without_their_labels(config.evaluators, found)
+    return [*found.lines, left_out] if left_out else list(found.lines)
+
+
 def _fitted_draft(layers: list[Layer], mistakes: Mistakes) -> Draft:
     return draft_layers(layers, mistakes, fitted_advice)
 
@@ -62,7 +71,9 @@ def _check_components(draft: Draft, mistakes: Mistakes) -> None:
     for section, messages in wrong.items():
         for message in messages:
             mistakes.add(section, message)
-    data = sections["data"]
+    data, eval_data = sections["data"], sections.get("eval_data")
+    if eval_data and not wrong["eval_data"]:
+        _find_parts("eval_data", eval_data, mistakes)
     if data and not wrong["data"]:
         default = RunConfig.model_fields["batch_size"].default
         size = _compare_with_data(data, default if batch_size is None else batch_size, mistakes)
@@ -72,16 +83,24 @@ def _check_components(draft: Draft, mistakes: Mistakes) -> None:
 
 def _compare_with_data(data: Choice, batch_size: Any, mistakes: Mistakes) -> int | None:
     """Add a batch that is larger than the data; return the image size, None if it is not known without a download."""
-    try:
-        source = plugins.find("datasets", data.name)(data.options)
-        count = source.count()
-        size: int | None = source.image_size() if count else None
-    except UserError as error:
-        mistakes.add("data", str(error))
-        return None
+    count, size = _find_parts("data", data, mistakes)
     if count is not None and isinstance(batch_size, int) and batch_size > count:
         mistakes.add("batch_size", f"{batch_size} is more than the {count} images of the data; lower it")
     return size
+
+
+def _find_parts(section: str, data: Choice, mistakes: Mistakes) -> tuple[int | None, int | None]:
+    """Return number and size of the images to pre-train on, as far as known; add what is wrong with the parts."""
+    try:
+        source = plugins.find("datasets", data.name)(data.options)
+        count: int | None = source.count()
+        if count is not None:
+            # Its mistakes, such as a class without training images, would otherwise come after packing.
+            source.images("test")
+        return count, source.image_size() if count else None
+    except UserError as error:
+        mistakes.add(section, str(error))
+        return None, None
 
 
 def _check_network(method: Choice, backbone: Choice, image_size: int, mistakes: Mistakes) -> None:
@@ -107,8 +126,8 @@ def _check_machine(config: RunConfig, mistakes: Mistakes) -> None:
     """Add mistakes about optimizers and trackers not installed, a non-empty run directory, devices and batch sizes."""
     if problem := known_optimizer(config.optimizer.name):
         mistakes.add("optimizer.name", problem)
-    if config.out and config.out.exists() and any(config.out.iterdir() if config.out.is_dir() else [1]):
-        mistakes.add("out", f"{config.out} already contains files; choose another, or `sslkit resume {config.out}`")
+    if unusable := place.problem(config):
+        mistakes.add("out", unusable)
     if missing := _device_missing(config.device, config.devices):
         mistakes.add("device", missing)
     try:

@@ -175,7 +175,7 @@ def test_small_stem_of_any_network(name):
 
 
 def test_a_network_that_starts_with_a_quarter_of_the_resolution_cannot_have_the_medium_stem():
-    with pytest.raises(UserError, match="convnext_atto cannot have the medium stem .*; use backbone.stem=imagenet"):
+    with pytest.raises(UserError, match=r"convnext_atto cannot have the medium stem .*; use backbone\.stem=imagenet"):
         create_backbone("timm:convnext_atto", 32, stem="medium")
 
 
@@ -201,8 +201,9 @@ def test_auto_ends_at_64_px():
     assert create_backbone("shufflenetv2", 96, stem="small").stem_kind == "small"
 
 
-def test_vit_takes_other_sizes_than_it_was_built_for():
-    net = create_backbone("vit_tiny", 96)
+@pytest.mark.parametrize("name", ["vit_tiny", "timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224"])
+def test_vit_takes_other_sizes_than_it_was_built_for(name):
+    net = create_backbone(name, 96)
     assert net.pos_embed.shape[1] == 36 + 1
     assert net(torch.rand(2, 3, 50, 50)).shape == (2, 192)
 

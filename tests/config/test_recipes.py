@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from helpers.paths import ROOT
 
 import sslkit
+from sslkit import plugins
 from sslkit.config import recipes
 from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
@@ -206,6 +208,28 @@ def test_an_unknown_recipe_is_reported_with_the_nearest_name(tmp_path):
         sslkit.run(recipe="ang222")
 
 
+@pytest.mark.parametrize(
+    "row", [row for row in plugins.components("recipes") if row.distribution != "sslkit"], ids=lambda row: row.name
+)
+def test_a_plugin_s_recipe_is_of_its_own_methods_and_packed_with_it(row):
+    name = resolve([f"recipe={row.name}", *WORDS]).config.method.name
+    assert [c.distribution for c in plugins.components("methods") if c.name == name] == [row.distribution]
+    package = ROOT / "plugins" / row.distribution
+    [declared] = tomllib.loads((package / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"].values()
+    assert any(row.target in (package / row.distribution.replace("-", "_")).glob(pattern) for pattern in declared)
+
+
+@pytest.mark.parametrize(
+    "name", ["grill2020-byol", "chen2020-mocov2", "zbontar2021-barlowtwins", "bardes2022-vicreg", "caron2020-swav"]
+)
+def test_a_method_s_own_recipe_trains_as_its_paper_does(name):
+    resolved = resolve([f"recipe={name}", "data=shapes", "data.n_train=8"])
+    defaults = plugins.find("methods", resolved.config.method.name).defaults
+    optimizer = {f"optimizer.{key}": value for key, value in resolved.config.optimizer.model_dump().items()}
+    assert optimizer == optimizer | defaults
+    assert not [key for key, origin in resolved.origins.items() if origin.startswith("auto")]
+
+
 def test_list_show_and_dry_run(sslkit, tmp_path):
     rows = json.loads(sslkit("list", "recipes", "--json").stdout)
     assert [row["name"] for row in rows] == recipes.names()
@@ -254,7 +278,8 @@ def test_recipes_are_in_the_wheel(tmp_path):
     subprocess.run(words, check=True, capture_output=True, timeout=280)
     [wheel] = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
-    assert packed == {f"sslkit/config/recipes/{name}.yaml" for name in recipes.names()}
+    own = {c.name for c in plugins.components("recipes") if c.distribution == "sslkit"}
+    assert packed == {f"sslkit/config/recipes/{name}.yaml" for name in own}
 
 
 def test_other_images_keep_the_recipe_s_size(tmp_path):

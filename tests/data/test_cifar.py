@@ -5,6 +5,7 @@ import io
 import lzma
 import tarfile
 import threading
+import tracemalloc
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -13,6 +14,7 @@ import pytest
 from helpers.data_sources import cifar10_files, cifar_records, mistakes, source, write_all
 
 from sslkit.data import CIFAR10, CIFAR100
+from sslkit.data.sources import cifar
 from sslkit.errors import UserError
 
 
@@ -184,3 +186,44 @@ def test_the_real_cifar10(shared, tmp_path):
     np.testing.assert_allclose(means.mean(0), [0.491, 0.482, 0.447], atol=0.02)
     bluer = {c: (means[:, 2] - means[:, 0])[images.labels[::10] == k].mean() for k, c in enumerate(images.classes)}
     assert {*sorted(bluer, key=bluer.get)[-2:]} == {"airplane", "ship"}
+
+
+def xz_of_zeros(count):
+    """Compress zeros without holding them."""
+    packer = lzma.LZMACompressor()
+    block = bytes(1 << 20)
+    return b"".join([packer.compress(block) for _ in range(count >> 20)] + [packer.flush()])
+
+
+def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "MOST_RECORDS", 100)
+    write_all(tmp_path, cifar10_files()[0])
+    (tmp_path / "data_batch_3.bin").unlink()
+    write_all(tmp_path, {"data_batch_3.bin.xz": xz_of_zeros(32 << 20)})
+    images = source(CIFAR10, root=tmp_path).images("train")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"data_batch_3\.bin\.xz cannot be read \(it holds more than"):
+            len(images)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 16 << 20
+
+
+def test_files_of_several_streams_are_read_whole(tmp_path):
+    files, pixels, _ = cifar10_files()
+    content = files.pop("data_batch_2.bin")
+    half = len(content) // 2
+    streams = lzma.compress(content[:half]) + bytes(4) + lzma.compress(content[half:])
+    write_all(tmp_path, files | {"data_batch_2.bin.xz": streams})
+    images = source(CIFAR10, root=tmp_path).images("train")
+    np.testing.assert_array_equal(np.stack([images.load(k) for k in range(len(images))]), pixels)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    write_all(tmp_path, cifar10_files()[0])
+    with open(tmp_path / "data_batch_1.bin", "r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="it holds more than"):
+        len(source(CIFAR10, root=tmp_path).images("train"))

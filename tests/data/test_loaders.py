@@ -1,6 +1,7 @@
 """Loaders: one order, three kinds, the same batches."""
 
 import functools
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -275,3 +276,14 @@ def test_a_last_incomplete_batch_is_filled_up_so_that_no_image_is_left_out(store
     in_turn = np.stack(of_ranks, axis=1).reshape(-1)
     assert sorted(in_turn[:90]) == list(range(90))
     assert list(in_turn[90:]) == list(in_turn[: len(in_turn) - 90])
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpeg"])
+def test_a_file_that_is_cut_while_it_streams_is_named_and_kills_nothing(tmp_path, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 112, 112, 3), np.uint8)
+    store = pack(ArrayImages(lambda: (pixels, None), "noise"), tmp_path / "a.beton", size=112, mode=mode)
+    batches = loader(store, "torch", 8).epoch(0)
+    next(batches)
+    os.truncate(store.path, int(store.beton._pointers.min()))
+    with pytest.raises(UserError, match=r"a\.beton has been cut short while it was open"):
+        list(batches)

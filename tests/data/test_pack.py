@@ -7,6 +7,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import loky
 import numpy as np
@@ -16,6 +18,7 @@ from helpers.process_memory import private_bytes
 from PIL import Image, ImageFile
 
 from sslkit.data import ArrayImages, Folder, Images, Store, pack
+from sslkit.data.packing import large
 from sslkit.data.packing import pack as packing
 from sslkit.data.packing.convert import to_square
 from sslkit.data.packing.processes import ordered_map_by_processes
@@ -461,3 +464,68 @@ def test_a_packing_that_stops_ends_its_processes(tmp_path, apart, started):
         pack(classes_of_pictures(tmp_path / "p"), tmp_path / "a.beton", size=32, workers=2, max_skipped=0)
     assert started
     assert not any(process.is_alive() for process in started.values())
+
+
+def wide_grey(top):
+    """A ramp from 0 to `top` in 16 bits, [64, 64]."""
+    return np.linspace(0, top, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_grey_of_fewer_bits_in_sixteen_is_as_bright_as_it_was(bits, form):
+    pixels = to_square(encoded(Image.fromarray(wide_grey(2**bits - 1)), form), 64)
+    np.testing.assert_allclose(pixels[..., 1], wide_grey(255), atol=1)
+
+
+@pytest.fixture
+def crowd(monkeypatch):
+    """Every image is large, and memory allows two of them; the most that were decoded at once are noted."""
+    monkeypatch.setattr(large, "LARGE", 100)
+    monkeypatch.setattr(large, "_affordable", lambda: 2)
+    now, most, lock = [], [0], threading.Lock()
+
+    def slow(picture, size, fit):
+        with lock:
+            now.append(1)
+            most[0] = max(most[0], len(now))
+        time.sleep(0.005)
+        with lock:
+            now.pop()
+        return to_square(picture, size, fit)
+
+    monkeypatch.setattr(packing, "to_square", slow)
+    return most
+
+
+def test_few_large_pictures_are_decoded_at_once(tmp_path, crowd):
+    for k in range(16):
+        save(tmp_path / "p", f"{k}.png", halves(80, 80))
+    assert len(pack(FileImages(tmp_path / "p"), tmp_path / "a.beton", size=32, workers=8)) == 16
+    assert crowd[0] == 2
+
+
+def test_processes_hand_large_pictures_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "APART_FROM", 1)
+    here = []
+    monkeypatch.setattr(packing, "to_square", lambda *how: here.append(1) or to_square(*how))
+    for k in range(3):
+        save(tmp_path / "p", f"{k}.png", halves(80, 80))
+    save(tmp_path / "p", "1.png", Image.new("1", (5000, 4100), 1))
+    store = pack(FileImages(tmp_path / "p"), tmp_path / "a.beton", size=32, workers=2)
+    assert here == [1]
+    assert near(store.read([1])[0, 16, 16], (255, 255, 255))
+    assert near(store.read([2])[0, 4, 16], RED)
+
+
+def test_no_reason_holds_a_memory_address():
+    error = OSError("cannot identify image file <_io.BytesIO object at 0x7f0123abcdef>")
+    assert packing._reason(error) == "OSError: cannot identify image file"
+
+
+def test_a_file_cut_while_it_is_open_is_named_and_kills_nothing(tmp_path):
+    store = pack(noise_images(), tmp_path / "a.beton", size=112, mode="raw")
+    assert store.read([39]).any()
+    os.truncate(store.path, 1 << 21)
+    with pytest.raises(UserError, match=r"a\.beton has been cut short while it was open"):
+        store.read([39])

@@ -1,5 +1,7 @@
 """Every data set: what it claims, lists, names and refuses."""
 
+import os
+
 import numpy as np
 import pytest
 from helpers.data_sources import cifar10_files, cifar_records, mistakes, source, write_all
@@ -74,9 +76,20 @@ def test_flat_folders_single_folders_and_mixtures_are_unlabelled(tmp_path, names
     assert [images.name(i) for i in range(len(images))] == sorted(names)
 
 
-@pytest.mark.parametrize("other", ["test", "val"])
-def test_train_and_test_folders_are_a_pair(tmp_path, other):
-    for name in ["train/a/1.png", "train/b/2.png", "train/c/3.png", f"{other}/a/4.png", f"{other}/c/5.png"]:
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [
+        ("train", "test"),
+        ("train", "val"),
+        ("train", "valid"),
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("TRAIN", "validation"),
+        ("zip/data/train", "zip/data/test"),
+    ],
+)
+def test_train_and_test_folders_are_a_pair(tmp_path, train, other):
+    for name in [f"{train}/a/1.png", f"{train}/b/2.png", f"{train}/c/3.png", f"{other}/a/4.png", f"{other}/c/5.png"]:
         save(tmp_path / name)
     pair = source(Folder, root=tmp_path)
     assert pair.count() == 3
@@ -106,23 +119,24 @@ def test_a_folders_mistakes_come_with_their_mend(tmp_path):
     assert "does not exist" in mistakes(Folder, root=tmp_path / "nothing")[0]
     assert "is empty" in mistakes(Folder, root=tmp_path)[0]
     (tmp_path / "a.txt").touch()
-    (tmp_path / "b.HEIC").touch()
+    (tmp_path / "b.CR2").touch()
     (message,) = mistakes(Folder, root=tmp_path)
     assert "holds no images, but 1 × " in message
-    assert all(f"1 × {kind}" in message for kind in (".heic", ".txt"))
+    assert all(f"1 × {kind}" in message for kind in (".cr2", ".txt"))
     assert "is a file" in mistakes(Folder, root=tmp_path / "a.txt")[0]
     save(tmp_path / "deep" / "c.png")
     assert mistakes(Folder, root=tmp_path) == []
 
 
-def test_the_fingerprint_follows_names_sizes_and_times(tmp_path):
+def test_the_fingerprint_follows_names_and_content(tmp_path):
     for name in "ab":
-        save(tmp_path / f"{name}.png")
+        save(tmp_path / f"{name}.png", colour=(ord(name), 2, 3))
 
     def fingerprint():
         return source(Folder, root=tmp_path).images("pretrain").fingerprint()
 
     first = fingerprint()
+    os.utime(tmp_path / "a.png", (1, 1))
     assert fingerprint() == first
     (tmp_path / "a.png").rename(tmp_path / "c.png")
     renamed = fingerprint()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from math import ceil
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from sslkit.runs.run import Run
 
 def make(path, records=(), epochs=None, **derived):
     """A run as it lies on disk, without its training."""
-    run = Run.create(resolve(["method=simclr", f"out={path}", "batch_size=32"]))
+    run = Run.create(resolve(["method=simclr", f"out={path}", "batch_size=32", f"epochs={ceil(epochs or 10)}"]))
     if epochs is not None:
         run.log_metrics({"step": 1, "epoch": epochs})
     for record in records:
@@ -58,6 +59,7 @@ def test_every_figure_is_the_run_s_own_last(runs):
     nasty, full, empty = table(runs)
     assert full == {
         "run": str(runs[1].path), "method": "simclr", "backbone": "shufflenetv2", "data": "digits", "epochs": 10.0,
+        "epochs_planned": 10, "finished": True, "knn/epoch": 10, "linear/epoch": 10,
         "knn/top1": 0.5, "knn/top1_low": 0.45, "knn/top1_high": 0.55, "knn/top1_max": 0.7,
         "knn/chance": 0.1, "knn/random_init": 0.95, "knn/raw_pixels": 0.4,
         "linear/top1": 0.25, "linear/top1_low": None, "linear/top1_high": None, "linear/top1_max": 0.25,
@@ -67,15 +69,27 @@ def test_every_figure_is_the_run_s_own_last(runs):
     assert nasty["knn/top1"] == 0.75, "measured later, where the run itself measured nothing"
     assert nasty["epochs"] == 4.5
     assert empty.keys() == full.keys()
-    assert {k for k, v in empty.items() if v is not None} == {"run", "method", "backbone", "data", "epochs"}
+    about = {"run", "method", "backbone", "data", "epochs", "epochs_planned", "finished"}
+    assert {k for k, v in empty.items() if v is not None} == about
 
 
-def test_paths_are_runs_and_the_random_initialisation_counts_where_it_is_all(tmp_path):
-    make(tmp_path / "begun", [record(0, 0.1)])
-    [row] = table([tmp_path / "begun"])
-    assert (row["knn/top1"], row["knn/top1_max"], row["epochs"]) == (0.1, 0.1, 0)
+def test_paths_are_runs_and_the_random_initialisation_is_never_a_result(tmp_path):
+    make(tmp_path / "begun", [record(0, 0.1), {"epoch": 0, "evaluator": "geometry", "rankme": 7.0}])
+    rows = table([tmp_path / "begun"])
+    assert (rows[0]["knn/top1"], rows[0]["knn/top1_max"], rows[0]["epochs"]) == (None, None, 0)
+    assert rows[0]["knn/random_init"] == 0.1
+    assert (rows[0]["geometry/rankme"], rows[0]["geometry/rankme_random_init"]) == (None, 7.0)
+    assert "— / 10.0 / —" in as_markdown(rows)
     with pytest.raises(UserError, match="holds no run"):
         table([tmp_path])
+
+
+def test_an_unfinished_run_is_called_so_with_the_epoch_of_its_figures(runs):
+    cells = as_markdown(table(runs)).splitlines()
+    assert "4.5 of 5, unfinished" in cells[2]
+    assert "75.0 at epoch 4" in cells[2]
+    assert ", unfinished" not in cells[3]
+    assert "0 of 10, unfinished" in cells[4]
 
 
 def test_data_in_a_folder_goes_by_the_folder_s_name(tmp_path):

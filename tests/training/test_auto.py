@@ -9,8 +9,8 @@ from sslkit import plugins
 from sslkit.config.task import Task
 from sslkit.errors import UserError
 from sslkit.methods import Method, SimCLR
-from sslkit.training import budget
-from sslkit.training.auto import batch_size_for, epochs_for
+from sslkit.training import auto, budget
+from sslkit.training.auto import batch_size_for, epochs_for, micro_batch_for
 from sslkit.training.preflight import resolve_new
 
 SHAPES = ["data=shapes", "data.n_test=2", "data.image_size=32", "method=simclr", "device=cpu"]
@@ -43,6 +43,33 @@ def test_with_a_recipe_only_what_is_left_to_auto_follows_from_the_task():
 @pytest.mark.parametrize(("images", "batch_size"), [(5, 5), (100, 16), (300, 32), (600, 64), (30_000, 128)])
 def test_a_batch_leaves_eight_steps_an_epoch_and_is_never_larger_than_the_data(images, batch_size):
     assert batch_size_for(images).value == batch_size
+
+
+@pytest.mark.parametrize(("gib", "micro_batch"), [(100, None), (8, 64), (3, 16), (0.5, 2)])
+def test_a_batch_larger_than_the_free_memory_is_taken_in_micro_batches(monkeypatch, gib, micro_batch):
+    monkeypatch.setattr(auto, "free_memory", lambda device: int(gib * 2**30))
+    words = [
+        "backbone=resnet18",
+        "backbone.stem=imagenet",
+        "data.image_size=224",
+        "data.n_train=1024",
+        "batch_size=128",
+    ]
+    resolved = resolve_new(["data=shapes", "method=simclr", "device=cpu", *words])
+    assert resolved.config.micro_batch == micro_batch
+    assert f"{gib:.1f} are free" in resolved.origins["micro_batch"]
+
+
+def test_micro_batches_divide_the_batch():
+    assert [micro_batch_for(96, 1, available) for available in (96, 95, 40, 5)] == [96, 48, 24, 3]
+
+
+def test_a_small_step_is_not_measured_and_a_setting_stays(monkeypatch):
+    monkeypatch.setattr(auto, "free_memory", lambda device: 0)
+    assert resolve_new([*SHAPES, "data.n_train=100"]).config.micro_batch is None
+    large = [*SHAPES, "data.n_train=1024", "batch_size=512"]
+    assert resolve_new([*large, "micro_batch=64"]).config.micro_batch == 64
+    assert resolve_new([*large, "micro_batch=auto"]).config.micro_batch is None
 
 
 def test_fewer_images_are_seen_more_often():

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -113,6 +115,24 @@ def test_memory_is_less_in_micro_batches(found):
     assert kept_in_pieces < 0.5 * kept
     assert small.memory_gib < found.memory_gib
     assert found.memory_gib > CONTEXT_GIB + kept
+
+
+@pytest.mark.slow
+def test_on_a_cpu_the_peak_is_that_of_a_run(tmp_path):
+    """In processes of their own, whose peaks are theirs alone."""
+    larger = {"data.image_size": 96, "backbone": "resnet18", "batch_size": 48, "epochs": 1, "report": "false"}
+    words = [w for w in WORDS if w.partition("=")[0] not in larger] + [f"{k}={v}" for k, v in larger.items()]
+    code = "import sys; from sslkit.config.resolve import resolve; from sslkit.training.plan import plan\n"
+    planned = float(alone(code + "print(plan(resolve(sys.argv[1:])).process_gib)", *words))
+    code = "import sys; from sslkit.cli.main import main; main()"
+    alone(code, "run", *words, f"out={tmp_path / 'run'}")
+    metrics = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert planned == pytest.approx(json.loads(metrics[-1])["memory_gib"], rel=0.15)
+
+
+def alone(code, *words):
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=240)
+    return done.stdout
 
 
 def test_whether_it_fits_is_the_memory_against_the_card(found, monkeypatch):

@@ -39,7 +39,7 @@ def test_the_directory_holds_what_the_design_says(finished):
     names = {p.name for p in finished.path.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "metrics.jsonl", "evaluations.jsonl", "backbone.safetensors", "checkpoints",
-        "figures", "report.html",
+        "figures", "report.html", ".lock",
     }  # fmt: skip
     last = finished.metrics[-1]
     expected = {"step", "epoch", "loss", "lr", "images_per_second", "data_wait", "memory_gib", "feature_std"}
@@ -213,7 +213,9 @@ def test_evaluate_takes_a_plain_weights_file(tmp_path, sslkit):
     assert record["n_test"] == 360
 
 
-@pytest.mark.parametrize(("path", "words"), [("nothing", "neither a run"), ("text.txt", "not a safetensors file")])
+@pytest.mark.parametrize(
+    ("path", "words"), [("nothing", "neither a run"), ("text.txt", "cannot be read as safetensors")]
+)
 def test_evaluate_of_something_else_is_a_clear_mistake(tmp_path, sslkit, path, words):
     (tmp_path / "text.txt").write_text("hello")
     done = sslkit("evaluate", path)

@@ -1,7 +1,9 @@
 """Methods made for few training steps or small batches: EMP-SSL, LeJEPA and decoupled contrastive learning."""
 
+from pathlib import Path
 from typing import Any
 
+from sslkit.config import register_folder
 from sslkit.hookspecs import hookimpl
 
 
@@ -17,3 +19,8 @@ def register_methods(register: Any) -> None:
 def register_augmentations(register: Any) -> None:
     register("empssl", "sslkit_fewsteps.augmentations:PatchAugmentation")
     register("lejepa", "sslkit_fewsteps.augmentations:LeJEPAAugmentation")
+
+
+@hookimpl
+def register_recipes(register: Any) -> None:
+    register_folder(register, Path(__file__).parent / "recipes")

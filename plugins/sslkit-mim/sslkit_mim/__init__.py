@@ -1,8 +1,10 @@
 """MAE: a vision transformer learns by reconstructing the masked patches of an image."""
 
+from pathlib import Path
 from typing import Any
 
 from sslkit import hookimpl
+from sslkit.config import register_folder
 
 
 @hookimpl
@@ -13,3 +15,8 @@ def register_methods(register: Any) -> None:
 @hookimpl
 def register_augmentations(register: Any) -> None:
     register("mae", "sslkit_mim.augmentation:MAEAugmentation")
+
+
+@hookimpl
+def register_recipes(register: Any) -> None:
+    register_folder(register, Path(__file__).parent / "recipes")

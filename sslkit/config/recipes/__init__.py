@@ -1,4 +1,4 @@
-"""Recipes: YAML files with settings of a run, found by name if shipped in this folder, otherwise by path.
+"""Recipes: YAML files with settings of a run, found by name if shipped here or by a plugin, otherwise by path.
 
 A recipe states only what differs from the defaults, or from the recipe that its key `recipe` names. The first line of
 a shipped recipe is a comment that summarises it and names its source.
@@ -8,17 +8,16 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
+from sslkit import plugins
 from sslkit.config.layers import Layer, Mistakes, flatten
 from sslkit.config.reading import NotYaml, read_yaml
 from sslkit.errors import UserError, in_one_line, shortened
 from sslkit.machine.paths import at_home
 
-FOLDER = Path(__file__).resolve().parent
-
 
 def names() -> list[str]:
-    """Return the names of the shipped recipes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """Return the names of the shipped recipes, those of plugins included."""
+    return plugins.names("recipes")
 
 
 def summary(name: str) -> str:
@@ -65,7 +64,7 @@ def read_recipe(path: Path, mistakes: Mistakes) -> Layer:
 
 def _find(recipe: str, folder: Path = Path()) -> Path:
     if recipe in names():
-        return FOLDER / f"{recipe}.yaml"
+        return Path(plugins.find("recipes", recipe))
     path = folder / at_home(recipe)
     # Unlike `Path.is_file`, this takes names of any length.
     if os.path.isfile(path):
@@ -76,4 +75,4 @@ def _find(recipe: str, folder: Path = Path()) -> Path:
 
 
 def _called(path: Path) -> str:
-    return path.stem if path.parent == FOLDER else str(path)
+    return path.stem if path.stem in names() and plugins.find("recipes", path.stem) == path else str(path)

@@ -37,6 +37,7 @@ class FFCV(Loader):
         ahead = iter(self._stream)
         try:
             for _ in batches:
+                self.store.beton.check_whole()
                 yield _to_device(_next_buffer(ahead), self.device, reused=True)
         finally:
             _stop(ahead)

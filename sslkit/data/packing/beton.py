@@ -12,7 +12,9 @@ size.
 
 import hashlib
 import math
+import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from sslkit.data.digests import array_digests
 from sslkit.errors import UserError
 
 VERSION = 2
@@ -107,12 +110,23 @@ class Beton:
             state.update(self._record(row).data)
         return state.hexdigest()
 
+    def digests(self, rows: Iterable[int]) -> NDArray[np.uint8]:
+        """Return a digest of the stored bytes of each image, uint8 [n, 16]."""
+        self.check_whole()
+        return array_digests(self._record(row) for row in rows)
+
+    def check_whole(self) -> None:
+        """Raise UserError if the file has been cut since it was opened: to read past its end would kill the process."""
+        if self._map.size() < self._end:
+            raise UserError(f"{self.path} has been cut short while it was open; start again, and it is packed again")
+
     def size_of(self, row: int) -> tuple[int, int]:
         """Return (height, width) of one image."""
         return int(self._images["height"][row]), int(self._images["width"][row])
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """Return one image of any size, uint8 [H, W, 3]."""
+        self.check_whole()
         out = np.empty((*self.size_of(row), 3), np.uint8)
         self._decode(row, out)
         return out
@@ -121,6 +135,7 @@ class Beton:
         """Return images of one common size, uint8 [n, H, W, 3], in the order of `rows`."""
         if self.shape is None:
             raise ValueError(f"the images of {self.path} differ in size; read them one by one")
+        self.check_whole()
         shape = (len(rows), *self.shape, 3)
         if self._all_raw:
             windows = np.lib.stride_tricks.sliding_window_view(self._bytes, math.prod(shape[1:]))
@@ -147,9 +162,13 @@ class Beton:
         return self._bytes[start : start + int(self._sizes[row])]
 
     @cached_property
+    def _map(self) -> mmap.mmap:
+        with open(self.path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
-        # A plain array over the map: for small images, np.memmap's subclass costs more than the image at every slice.
-        return np.asarray(np.memmap(self.path, np.uint8, mode="r"))
+        return np.frombuffer(self._map, np.uint8)
 
     def _read_tables(self, file: BinaryIO, size: int) -> None:
         header = _table(file, HEADER, 1, self.path)[0]
@@ -166,6 +185,8 @@ class Beton:
         table = int(header["alloc_table_ptr"])
         if table == 0 or table > size or (size - table) % ALLOCATION.itemsize:
             raise _cut_short(self.path)
+        self._end = table
+        """Position after the last pixel, in bytes."""
         file.seek(table)
         allocations = _table(file, ALLOCATION, (size - table) // ALLOCATION.itemsize, self.path)
         self._choose_fields(metadata)

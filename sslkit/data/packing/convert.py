@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Fit = Literal["crop", "pad", "stretch"]
+RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
+"""Largest values of the depths in which grey is taken."""
 
 
 def to_square(picture: Image.Image | NDArray[np.uint8], size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
@@ -20,12 +22,18 @@ def to_square(picture: Image.Image | NDArray[np.uint8], size: int, fit: Fit = "c
         if picture.shape == (size, size, 3) and picture.dtype == np.uint8:
             return picture
         picture = Image.fromarray(picture)
-    # A JPEG decodes at 1/2, 1/4 or 1/8 size in a fraction of the time; twice the target size is enough.
-    picture.draft(None, (2 * size, 2 * size))
-    picture = to_rgb(ImageOps.exif_transpose(picture))
+    draft(picture, size)
+    # In place, because each copy of a large picture takes half a gigabyte.
+    ImageOps.exif_transpose(picture, in_place=True)
+    picture = to_rgb(picture)
     if picture.size != (size, size):
         picture = _resize(picture, size, fit)
     return np.asarray(picture)
+
+
+def draft(picture: Image.Image, size: int) -> None:
+    """Let a JPEG decode at 1/2, 1/4 or 1/8 size in a fraction of the time; twice the target size is enough."""
+    picture.draft(None, (2 * size, 2 * size))
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -37,14 +45,22 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; convert the picture to 8 bits")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _from_wide_grey(grey: NDArray[Any]) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, where Pillow would clip it to white."""
+    """Scale grey of up to 16 bits to 8 bits, where Pillow would clip it to white.
+
+    Cameras and scanners store 10, 12 or 14 bits in 16: the range is the smallest of these that holds the brightest
+    pixel, without which such pictures would be nearly black.
+    """
     if grey.min() < 0 or grey.max() > 65_535:
         raise ValueError("32-bit pixels have no agreed range; convert the picture to 8 bits")
-    return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+    top = next(range_ for range_ in RANGES if grey.max() <= range_)
+    # In place and in unsigned 32 bits, which 65,535 × 255 fits.
+    scaled = grey.astype(np.uint32) * np.uint32(255)
+    scaled //= np.uint32(top)
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
 def _resize(picture: Image.Image, size: int, fit: Fit) -> Image.Image:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from sslkit.config.base import Config
 from sslkit.data.images import RAW_UP_TO, Images, Mode, Role, Triple
+from sslkit.data.pictures import MAX_PIXELS, any_size
 from sslkit.errors import UserError
 from sslkit.machine.paths import at_home
 
@@ -40,6 +41,8 @@ class Source:
         """Quality of packed JPEGs (chroma is stored at half resolution, 4:2:0)."""
         max_skipped: float = Field(0.05, ge=0, le=1)
         """Largest share of unreadable images; more of them stop the run."""
+        max_pixels: int = Field(MAX_PIXELS, ge=1)
+        """Most pixels of an image that is read; larger ones are skipped, as they might be made to fill memory."""
         cache: Path | None = None
         """Folder of packed files; null: $SSLKIT_CACHE, or ~/.cache/sslkit."""
         mean: Triple = (0.485, 0.456, 0.406)
@@ -62,7 +65,7 @@ class Source:
 
         def check(self) -> Iterable[str]:
             if self.root is not None and not self.root.exists():
-                yield f"{self.root} does not exist; give the path of the images, as in data=photos/"
+                yield f"{self.root} does not exist; give the path of the images: data=PATH"
 
     defaults: ClassVar[dict[str, Any]] = {}
     """Run settings that suit the data, as dotted keys: {"augment.name": "small"}."""
@@ -89,6 +92,10 @@ class Source:
         """Return the images of a role, or None if the data has none; train and test are labelled."""
         raise NotImplementedError(f"{type(self).__name__} defines no images")
 
+    def found(self) -> list[str]:
+        """Return what was found and what is left out, one sentence a line; [] if there is nothing to tell."""
+        return []
+
     def packed(self, role: Role, size: int) -> "Store | None":
         """Return a store of the images if they are already packed at `size` pixels, else None."""
         return None
@@ -100,7 +107,8 @@ class Source:
     def natural_size(self) -> int:
         """Median shorter side of up to 64 images, rounded down to a multiple of 32, within 32 and 224."""
         images = self.images("pretrain")
-        sides = [] if images is None else [s for s in map(images_side(images), _spread(len(images))) if s]
+        with any_size():
+            sides = [] if images is None else [s for s in map(images_side(images), _spread(len(images))) if s]
         if not sides:
             raise UserError(f"no image of {self.config.root or type(self).__name__} can be opened")
         return int(np.clip(int(np.median(sides)) // 32 * 32, 32, 224))

@@ -17,6 +17,10 @@ from sslkit.machine.cache import cache_dir
 
 SIDE = 32
 SUFFIXES = ("", ".xz")
+MOST_RECORDS = 60_000
+"""Records that one file holds at most: more than any of CIFAR's does."""
+MOST_MEMORY = 256 << 20
+"""Bytes that decompression may take beside its result."""
 
 
 class CIFAR10(Source):
@@ -61,7 +65,7 @@ class CIFAR10(Source):
             return None
         if len(files) < len(names):
             raise UserError(f"{self._home} does not hold all of {', '.join(names)} (or their .xz); add what is missing")
-        fingerprint = files_fingerprint(files, self._home)
+        fingerprint = partial(files_fingerprint, self._home, [file.name for file in files], self.config.cache)
         read = partial(_read, files, self.label_bytes, self.n_classes)
         return ArrayImages(read, fingerprint, self._class_names(), f"{role}[{{}}]".format)
 
@@ -144,9 +148,29 @@ def _read(files: list[Path], label_bytes: int, n_classes: int) -> tuple[NDArray[
 
 def _records(file: Path, width: int) -> NDArray[np.uint8]:
     try:
-        content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+        content = _content(file, MOST_RECORDS * width)
     except (OSError, lzma.LZMAError) as error:
         raise UserError(f"{file} cannot be read ({error}); get it again") from error
     if not content or len(content) % width:
         raise UserError(f"{file} is damaged: {len(content)} bytes is no whole number of records; get it again")
     return np.frombuffer(content, np.uint8).reshape(-1, width)
+
+
+def _content(file: Path, most: int) -> bytes:
+    """Return the bytes of a file, decompressed. Raises OSError if there are more than `most` of them."""
+    if file.stat().st_size > most:
+        raise OSError(f"it holds more than {most:,} bytes")
+    packed = file.read_bytes()
+    if file.suffix != ".xz":
+        return packed
+    content = b""
+    while packed:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY)
+        content += stream.decompress(packed, most + 1 - len(content))
+        if len(content) > most:
+            raise OSError(f"it holds more than {most:,} bytes")
+        if not stream.eof:
+            raise lzma.LZMAError("it ends too early")
+        # Padding between streams is made of zeros.
+        packed = stream.unused_data.lstrip(b"\0")
+    return content

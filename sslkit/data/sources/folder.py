@@ -1,41 +1,25 @@
 """Your own images: a folder, with one sub-folder per class or flat."""
 
-import io
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from sslkit.data.images import Images, Role, files_fingerprint
+from sslkit.data.digests import digest_of, file_digests
+from sslkit.data.images import Images, Role, content_progress
+from sslkit.data.pictures import EXTENSIONS, HEIF, can_read_heif, open_picture, printable
 from sslkit.data.sources.base import Source
+from sslkit.data.sources.layout import Layout, Part, read_part
+from sslkit.data.sources.listing import Listing, list_images
 from sslkit.errors import UserError
 
-EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-    ]
-)
-"""File extensions of images, in lower case; compared ignoring case."""
-TEST_FOLDERS = ("test", "val")
+NAMED = 6
+"""Number of classes that are named with their counts."""
 
 
 class Folder(Source):
@@ -46,101 +30,134 @@ class Folder(Source):
             if self.root is None:
                 yield "names no folder; give one, as in data=photos/"
             elif not self.root.exists():
-                yield f"{self.root} does not exist; give the path of a folder of images"
+                yield missing(self.root)
             elif not self.root.is_dir():
                 yield f"{self.root} is a file; give the folder that holds the images"
-            elif next(find_images(self.root), None) is None:
-                yield _nothing_in(self.root)
+            elif not (listing := list_images(self.root)).names:
+                yield _nothing_in(listing)
 
     @classmethod
     def claims(cls, path: Path) -> bool:
         return path.is_dir()
 
     def images(self, role: Role) -> "FileImages | None":
-        if self.config.root is None:
-            raise UserError("data=folder names no folder; give one, as in data=photos/")
         if role == "test":
             return self._test
         # Without test images a classifier trained on the training images could not be measured.
         return self._train if role == "pretrain" or self._test is not None else None
 
+    def found(self) -> list[str]:
+        listing, layout = self._listing, self._layout
+        parts = [self._train.in_words()] + ([self._test.in_words()] if self._test else [])
+        unused = [
+            f"{count:,} images in {name or 'no'}{'/' * bool(name)} are in neither part"
+            for name, count in layout.unused.items()
+        ]
+        left_out = "; ".join([listing.left_out] * bool(listing.left_out) + unused)
+        return [f"found in {printable(str(listing.root))}: {'; '.join(parts)}"] + [f"left out: {left_out}"] * bool(
+            left_out
+        )
+
+    @cached_property
+    def _listing(self) -> Listing:
+        if self.config.root is None:
+            raise UserError("data=folder names no folder; give one, as in data=photos/")
+        return list_images(self.config.root)
+
+    @property
+    def _layout(self) -> Layout:
+        if not self._listing.names:
+            raise UserError(_nothing_in(self._listing))
+        return self._listing.layout
+
     @cached_property
     def _train(self) -> "FileImages":
-        return FileImages(self.config.root / "train" if self._test_root else self.config.root)
+        return FileImages(self.config.root, self._layout.train, self.config.cache, self._listing.skipped)
 
     @cached_property
     def _test(self) -> "FileImages | None":
-        return FileImages(self._test_root, self._train.classes) if self._test_root else None
-
-    @cached_property
-    def _test_root(self) -> Path | None:
-        root: Path = self.config.root
-        folders = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
-        return folders[0] if folders and (root / "train").is_dir() else None
+        part = self._layout.test
+        return FileImages(self.config.root, part, self.config.cache) if part else None
 
 
 class FileImages(Images):
-    """Image files below a folder. Sub-folders are classes if there are at least two, with no image beside them."""
+    """Image files below a folder. Sub-folders are classes if there are two, with hardly an image beside them."""
 
-    def __init__(self, root: Path, classes: tuple[str, ...] = ()) -> None:
-        """List the images below `root`; for a test folder, `classes` are those of the training images."""
-        self.root = root
-        # Names instead of paths take a tenth of the memory for a million files. Sorted like paths, by component.
-        names = (file.relative_to(root).as_posix() for file in find_images(root))
-        self._names = sorted(names, key=lambda name: name.replace("/", "\0"))
-        if not self._names:
-            raise UserError(_nothing_in(root))
-        tops = sorted({name.partition("/")[0] for name in self._names})
-        if len(tops) > 1 and all("/" in name for name in self._names):
-            self.classes = classes or tuple(tops)
-            if unknown := set(tops) - set(self.classes):
-                raise UserError(f"{root}: class {min(unknown)!r} has no training images; remove it or add some")
-            numbers = {name: k for k, name in enumerate(self.classes)}
-            self.labels = np.array([numbers[name.partition("/")[0]] for name in self._names], np.int64)
+    def __init__(
+        self,
+        root: Path,
+        part: Part | None = None,
+        cache: Path | None = None,
+        skipped: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """
+        part: the images and their classes; None: all images below `root`. cache: as the setting `data.cache`.
+        skipped: (name, reason) of files that cannot be images.
+        """
+        if part is None:
+            listing = list_images(root)
+            if not listing.names:
+                raise UserError(_nothing_in(listing))
+            part, skipped = read_part(listing.names, ""), listing.skipped
+        self.root = root / part.folder
+        self.folder = part.folder
+        # Names instead of paths take a tenth of the memory for a million files.
+        self._names = part.names
+        self.classes, self.labels, self.unlabelled = part.classes, part.labels, part.unlabelled
+        self.skipped = list(skipped)
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        return self._names[index]
+        return printable(self._names[index])
 
     def load(self, index: int) -> Image.Image:
-        # From memory, because Pillow leaves the files of some formats open.
-        return Image.open(io.BytesIO((self.root / self._names[index]).read_bytes()))
+        return open_picture(self.root / self._names[index])
 
     def part(self, indices: range) -> "FileImages | None":
         # Another process may not find a subclass that is defined in a script.
         if type(self) is not FileImages:
             return None
         chosen = copy(self)
+        chosen.__dict__.pop("digests", None)
         chosen._names = [self._names[k] for k in indices]
         chosen.labels = None if self.labels is None else self.labels[indices.start : indices.stop]
         return chosen
 
     def fingerprint(self) -> str:
-        return files_fingerprint((self.root / name for name in self._names), self.root)
+        # What cannot be read for want of a library is read once that is installed.
+        heif = can_read_heif() if any(name.lower().endswith(HEIF) for name in self._names) else None
+        names = "\0".join(self._names).encode("utf-8", "surrogateescape")
+        return digest_of(names, self.digests, str(heif).encode())
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        with content_progress(printable(str(self.root))) as progress:
+            return file_digests(self.root, self._names, self._cache, progress)
+
+    def in_words(self) -> str:
+        """Describe the images: their number, and their classes."""
+        where = f"{self.folder} " if self.folder else ""
+        if self.labels is None:
+            return f"{where}{len(self):,} images, unlabelled: {self.unlabelled}"
+        counts = Counter(self.labels.tolist())
+        strays = f", {counts[-1]:,} of no class" if counts[-1] else ""
+        sizes = [f"{name} {counts[number]:,}" for number, name in enumerate(self.classes)]
+        named = ", ".join(sizes[:NAMED]) + f" and {len(sizes) - NAMED:,} more" * (len(sizes) > NAMED)
+        return f"{where}{len(self):,} images in {len(self.classes):,} classes ({named}){strays}"
 
 
-def find_images(root: Path) -> Iterator[Path]:
-    """Yield image files at any depth below `root` except hidden ones; links to folders are followed, once each."""
-    return (path for path in _visible_files(root) if path.suffix.lower() in EXTENSIONS)
+def missing(root: Path) -> str:
+    """Return the sentence about a folder that is not there."""
+    return f"{printable(str(root))} does not exist; give the path of the images: data=PATH"
 
 
-def _visible_files(root: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
-
-
-def _nothing_in(root: Path) -> str:
-    kinds = Counter(path.suffix.lower() or "no extension" for path in islice(_visible_files(root), 10_000))
-    if not kinds:
+def _nothing_in(listing: Listing) -> str:
+    root = printable(str(listing.root))
+    if not listing.root.exists():
+        return missing(listing.root)
+    if not listing.left_out:
         return f"{root} is empty; give a folder of images"
-    endings = ", ".join(f"{n} × {kind}" for kind, n in kinds.most_common(3))
-    return f"{root} holds no images, but {endings}; images end in {', '.join(sorted(EXTENSIONS))}"
+    return f"{root} holds no images, but {listing.left_out}; images end in {', '.join(sorted(EXTENSIONS))}"

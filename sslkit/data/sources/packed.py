@@ -41,7 +41,7 @@ class Packed(Source):
         return len(self._file)
 
     def images(self, role: Role) -> "BetonImages | None":
-        return BetonImages(self._file) if role == "pretrain" else None
+        return BetonImages(self._file, self.config.cache) if role == "pretrain" else None
 
     def packed(self, role: Role, size: int) -> Store | None:
         if role != "pretrain" or self._side is None or self.config.store_size not in (None, self._side):
@@ -70,8 +70,8 @@ class Packed(Source):
 class BetonImages(Images):
     """The images of a .beton file, of any sizes."""
 
-    def __init__(self, file: Beton) -> None:
-        self.file = file
+    def __init__(self, file: Beton, cache: Path | None = None) -> None:
+        self.file, self._cache = file, cache
         if file.labels is not None and (file.labels >= 0).any():
             self.labels = file.labels
             self.classes = tuple(map(str, range(int(file.labels.max()) + 1)))
@@ -85,5 +85,9 @@ class BetonImages(Images):
     def load(self, index: int) -> NDArray[np.uint8]:
         return self.file.image(index)
 
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        return self.file.digests(range(len(self)))
+
     def fingerprint(self) -> str:
-        return files_fingerprint([self.file.path], self.file.path.parent)
+        return files_fingerprint(self.file.path.parent, [self.file.path.name], self._cache)

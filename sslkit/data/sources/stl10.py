@@ -49,9 +49,9 @@ class STL10(Source):
         labels = self._file(labels_name) if labels_name else None
         if role != "pretrain" and not (pixels.is_file() and labels and labels.is_file()):
             return None
-        files = [pixels, labels] if labels else [pixels]
+        names = [file.name for file in (pixels, labels) if file]
         classes = _class_names(pixels.parent) if labels else ()
-        fingerprint = files_fingerprint(files, pixels.parent)
+        fingerprint = partial(files_fingerprint, pixels.parent, names, self.config.cache)
         return ArrayImages(partial(_read, pixels, labels), fingerprint, classes, f"{pixels_name}[{{}}]".format)
 
     def natural_size(self) -> int:

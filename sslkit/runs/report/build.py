@@ -14,7 +14,8 @@ from markupsafe import Markup
 from sslkit.errors import UserError
 from sslkit.machine import atomic
 from sslkit.machine.environment import package_version
-from sslkit.runs.directory import Record, RunFiles, is_number, read_run
+from sslkit.runs.directory import RunFiles, read_run
+from sslkit.runs.fields import Record, is_number
 from sslkit.runs.label_free import LABEL_FREE
 from sslkit.runs.report import costs, figures
 from sslkit.runs.report.results import (
@@ -71,11 +72,11 @@ def one_run(run: RunFiles) -> dict[str, Any]:
     return {
         "title": run.name,
         "run": run,
-        "remarks": run.remarks,
+        "remarks": [*_unfinished(run), *run.remarks],
         "subtitle": _subtitle(run),
         "headlines": headlines(run),
         "without_labels": without_labels(run),
-        "verdict": verdict(run.metrics, run.evaluations, run.derived.get("width")),
+        "verdict": [] if _unfinished(run) else verdict(run.metrics, run.evaluations, run.derived.get("width")),
         "views": _picture(run, "figures/views.png", _views_alt(run)),
         "charts": [*_accuracy_charts(run), *_label_free_charts(run), *_metric_charts(run, FIRST_CURVES)],
         "checkpoints": _picture(run, "figures/checkpoints.png", "Accuracy of every kept checkpoint over epochs."),
@@ -100,7 +101,7 @@ def several_runs(runs: Sequence[RunFiles]) -> dict[str, Any]:
     return {
         "title": f"{len(runs)} runs",
         "subtitle": ", ".join(dict.fromkeys(run.setting("method.name") for run in runs)),
-        "remarks": [f"{n}: {remark}" for n, run in zip(names, runs) for remark in run.remarks]
+        "remarks": [f"{n}: {remark}" for n, run in zip(names, runs) for remark in (*_unfinished(run), *run.remarks)]
         + _caveats(chosen, table),
         "rows": [_row(number, *row) for number, row in enumerate(zip(names, runs, chosen, table), 1)],
         "shared": next((h.title for h in chosen if h), None),
@@ -278,19 +279,30 @@ def _caveats(chosen: Sequence[Headline | None], table: list[list[WithoutLabels |
     return []
 
 
+def _unfinished(run: RunFiles) -> list[str]:
+    """Return a remark about a run that has not trained to its end."""
+    if run.progress.finished or run.progress.planned is None:
+        return []
+    return [f"The run is unfinished: {run.progress.epoch or 0:g} of {run.progress.planned} epochs are trained."]
+
+
 def _row(
     number: int, name: str, run: RunFiles, headline: Headline | None, label_free: list[WithoutLabels | None]
 ) -> dict[str, Any]:
     return {
         "number": number,
         "name": name,
-        "settings": [run.setting(key) for key in ("method.name", "backbone.name", "data.name", "epochs", "seed")],
+        "settings": [_setting(run, key) for key in ("method.name", "backbone.name", "data.name", "epochs", "seed")],
         "headline": headline,
         "label_free": label_free,
         "costs": [costs.cost(run, unit) for unit in COSTS],
         "parameters": run.derived.get("parameters") if is_number(run.derived.get("parameters")) else None,
         "others": "; ".join(f"{h.title} {h.last}" for h in headlines(run) if h != headline),
     }
+
+
+def _setting(run: RunFiles, key: str) -> str:
+    return str(run.progress) if key == "epochs" and _unfinished(run) else run.setting(key)
 
 
 def _overlaid(names: list[str], runs: Sequence[RunFiles], chosen: Sequence[Headline | None]) -> list[figures.Chart]:

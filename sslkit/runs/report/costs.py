@@ -5,7 +5,8 @@ from statistics import median
 from typing import Any
 
 from sslkit.config.layers import leaves
-from sslkit.runs.directory import RunFiles, is_number
+from sslkit.runs.directory import RunFiles
+from sslkit.runs.fields import is_number
 from sslkit.runs.report.results import results
 
 COSTS = re.compile(r"energy|kwh|co2|carbon|watt|power|hours|gflops|gmacs")

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from markupsafe import Markup
 
-from sslkit.runs.directory import is_number
+from sslkit.runs.fields import is_number
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7a3db8", "#5f6b7a")
 """Distinguishable with colour blindness (Okabe and Ito 2008, darkened); the page defines light and dark shades."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sslkit.runs.directory import Record, RunFiles, is_number
+from sslkit.runs.directory import RunFiles
+from sslkit.runs.fields import Record, is_number
 from sslkit.runs.label_free import LABEL_FREE, LabelFree, label_free
 from sslkit.runs.records import CHANCE, RANDOM_INIT, RAW_PIXELS, floors_of
 
@@ -103,7 +104,10 @@ def percent(fraction: float) -> str:
 
 
 def headlines(run: RunFiles) -> list[Headline]:
-    """Return every accuracy of a run, in order of first occurrence; later measurements of an epoch replace earlier."""
+    """Return every accuracy of a run, in order of first occurrence; later measurements of an epoch replace earlier.
+
+    One that was measured at random initialisation only is no result of the run, unless nothing says when it was.
+    """
     found: dict[Key, dict[float, Accuracy]] = {}
     floors: dict[Key, dict[str, float]] = {}
     for record in run.evaluations:
@@ -120,6 +124,7 @@ def headlines(run: RunFiles) -> list[Headline]:
             chance=floors[key].get(CHANCE),
         )
         for key, by_epoch in found.items()
+        if any(by_epoch)
     ]
 
 
@@ -130,7 +135,7 @@ def without_labels(run: RunFiles) -> list[WithoutLabels]:
         for name in label_free(record):
             key = (name, str(record.get("protocol", "")), str(record.get("data", "")))
             records.setdefault(key, {})[record.get("epoch", 0)] = record
-    return [_over_epochs(*key, by_epoch) for key, by_epoch in records.items()]
+    return [_over_epochs(*key, by_epoch) for key, by_epoch in records.items() if any(by_epoch)]
 
 
 def _over_epochs(name: str, protocol: str, data: str, by_epoch: dict[float, Record]) -> WithoutLabels:
