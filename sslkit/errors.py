@@ -2,7 +2,7 @@
 
 import re
 
-OBJECT = re.compile(r"<[\w.]*?(\w+) object at 0x[0-9a-fA-F]+>")
+OBJECT = re.compile(r" ?<\S+ object at 0x[0-9a-fA-F]+>")
 """An object as Python shows it, with an address that differs from run to run."""
 
 
@@ -16,7 +16,7 @@ class UserError(Exception):
 
 def in_one_line(error: BaseException) -> str:
     """Return the message of any exception in one line of up to 200 characters, without addresses; else its type."""
-    return OBJECT.sub(r"the \1", " ".join(str(error).split()))[:200] or type(error).__name__
+    return OBJECT.sub("", " ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def shortened(text: str, most: int = 80) -> str:

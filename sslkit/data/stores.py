@@ -62,9 +62,17 @@ class Stores:
         return self.train is not None and self.test is not None
 
 
-def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Callable[[str], None] = print) -> Stores:
+def open_stores(
+    choice: Choice,
+    eval_choice: Choice | None,
+    seed: int,
+    log: Callable[[str], None] = print,
+    *,
+    seen: bool = True,
+) -> Stores:
     """Open the stores of `data=` and `eval_data=`, and pack those that are not in the cache yet.
 
+    seen: False if the network to evaluate was not pre-trained on these images, which the protocol states.
     Raises UserError if the images are unavailable, too many are unreadable, or `eval_data` has no labels.
     """
     source = _source(choice)
@@ -78,7 +86,7 @@ def open_stores(choice: Choice, eval_choice: Choice | None, seed: int, log: Call
     if pretrain is None:
         raise UserError(f"{choice.name} has no images to pre-train on")
     if eval_choice is None:
-        evaluation = _own_evaluation(opener, pretrain, seed)
+        evaluation = _own_evaluation(opener, pretrain, seed, seen)
     else:
         evaluation = _other_evaluation(eval_choice, image_size, seed, log)
     if evaluation.train and evaluation.test:
@@ -128,13 +136,13 @@ class _Evaluation:
     unlabelled: str = ""
 
 
-def _own_evaluation(opener: "_Opener", pretrain: Store, seed: int) -> _Evaluation:
+def _own_evaluation(opener: "_Opener", pretrain: Store, seed: int, seen: bool) -> _Evaluation:
     pair = _pair(opener)
     if pair:
         return pair
     if has_classes(pretrain.labels):
-        split = f"stratified fifth of {opener.title} held out by seed {seed} (seen unlabelled in pre-training)"
-        return _held_out(pretrain, seed, split)
+        split = f"stratified fifth of {opener.title} held out by seed {seed}"
+        return _held_out(pretrain, seed, f"{split} (seen unlabelled in pre-training)" if seen else split)
     test = opener.open("test", labelled=True)
     if test and has_classes(test.labels):
         return _held_out(test, seed, f"stratified fifth of {opener.title} (test) held out by seed {seed}")

@@ -166,7 +166,13 @@ def open_target(target: str | Path, words: Iterable[str], display: "Display") ->
         raise UserError(f"{path} is unfinished: it has no weights yet; go on with: {run.resume_command}")
     resolved = _settings(file, run, str(target), words)
     config = resolved.config
-    stores = open_stores(config.data, config.eval_data, config.seed, log=display.log)
+    stores = open_stores(
+        config.data,
+        config.eval_data,
+        config.seed,
+        log=display.log,
+        seen=resolved.origins.get("data.name") != "command line",
+    )
     backbone, image_size = _network(file, config, stores.image_size)
     device = pick_device(config.device)
     backbone.to(device)

@@ -78,6 +78,7 @@ def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> 
     For several processes, one is tried with its share of the batch. Raises UserError as the run would, also if memory
     runs out.
     """
+    log("plan:     preparing the images and the network of the run, without training it")
     config = fit_budget(resolved, log).config
     processes = config.devices
     # Compilation takes longer than a plan should, and hides FLOPs from the counter.
@@ -86,6 +87,7 @@ def plan(resolved: Resolved, log: Callable[[str], None] = lambda text: None) -> 
     reset_peak_memory(torch.device("cpu"))
     setup = build(config.model_copy(update=share), log)
     steps = setup.steps_per_epoch // processes * config.epochs
+    log(f"plan:     counting the operations of a step, and timing steps for up to {SECONDS:.0f} s")
     seconds, step_flops, (memory, memory_basis) = _try(setup)
     step_time = median(seconds)
     hours = step_time * steps / 3600

@@ -131,6 +131,7 @@ def test_a_fifth_of_one_labelled_folder_is_held_out_by_seed(tmp_path):
     assert not set(stores.train.rows) & set(stores.test.rows)
     assert "stratified fifth" in stores.protocol
     assert "held out by seed 0 (seen unlabelled in pre-training): train 24 -> test 6" in stores.protocol
+    assert "seen" not in open_stores(choice, None, 0, log=len, seen=False).protocol
     same, other = (open_stores(choice, None, seed, log=len).test.rows for seed in (0, 1))
     assert same.tolist() == stores.test.rows.tolist()
     assert other.tolist() != same.tolist()

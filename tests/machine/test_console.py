@@ -49,4 +49,4 @@ def test_the_progress_line_keeps_its_times(width):
 
 def test_reasons_hold_no_addresses():
     error = OSError("cannot identify image file <_io.BytesIO object at 0x7f12ab>")
-    assert in_one_line(error) == "cannot identify image file the BytesIO"
+    assert in_one_line(error) == "cannot identify image file"

@@ -213,3 +213,13 @@ def test_the_table_says_how_each_figure_is_known(found):
     text = written.getvalue()
     for word in ("fits a GPU of 8 GB", "kg CO2e", "carbon.tdp", "saved for the backward pass", "median of 2"):
         assert word in text
+
+
+def test_a_plan_reports_what_it_is_doing():
+    said: list[str] = []
+    words = ["data=shapes", "data.n_train=16", "data.n_test=8", "data.image_size=32", "batch_size=8", "epochs=1"]
+    plan(resolve([*words, "method=simclr", "backbone=squeezenet", "tune=off", "device=cpu"]), said.append)
+    assert [line.split(",")[0] for line in said if line.startswith("plan:")] == [
+        "plan:     preparing the images and the network of the run",
+        "plan:     counting the operations of a step",
+    ]

@@ -118,7 +118,7 @@ def _on(subject: Subject, data: str) -> Subject:
     from sslkit.config.resolve import resolve_data
     from sslkit.data import open_stores
 
-    stores = open_stores(resolve_data(data, [f"image_size={subject.image_size}"]), None, subject.seed)
+    stores = open_stores(resolve_data(data, [f"image_size={subject.image_size}"]), None, subject.seed, seen=False)
     if stores.train is None or stores.test is None:
         raise UserError(f"evaluators.transfer.data: {data} has no labels to evaluate with; name labelled images")
     return Subject(subject.backbone, stores.train, stores.test, subject.preprocessing, seed=subject.seed)
