@@ -5,6 +5,7 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,7 +37,9 @@ class Place:
             except Timeout as taken:
                 holder = self._holder()
                 raise UserError(f"{self.folder} is in use by {holder}; wait until that has ended") from taken
-            (self.folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            # Some systems let nobody write to a locked file; then the holder has no name.
+            with suppress(OSError):
+                (self.folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         return self
 
     def release(self) -> None:
