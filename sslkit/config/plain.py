@@ -65,7 +65,8 @@ def _is_null(text: str) -> bool:
 
 
 def _are_texts(atoms: set[Any]) -> bool:
-    return not atoms.isdisjoint((str, Path)) and atoms.isdisjoint((int, float, bool))
+    # Options of somebody else's component are of any type, though their names are texts.
+    return Any not in atoms and not atoms.isdisjoint((str, Path)) and atoms.isdisjoint((int, float, bool))
 
 
 def _listed(text: Plain, annotation: Any) -> Any:

@@ -50,6 +50,8 @@ def test_lists_and_mappings_still_work():
     assert config.trackers == ("tensorboard",)
     assert config.eval_data is None
     assert [e.options.k for e in resolve(["evaluators={knn: {k: 7}}"]).config.evaluators] == [7]
+    extra = resolve(["augment.extra=[RandomPerspective, {RandomErasing: {p: 0.3}}]"]).config.augment.options.extra
+    assert extra == ({"RandomPerspective": {}}, {"RandomErasing": {"p": 0.3}})
 
 
 def test_a_tilde_is_the_home_folder_everywhere(tmp_path, monkeypatch):
