@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from sslkit.config.run import RunConfig
 from sslkit.errors import UserError
+from sslkit.machine.atomic import recover
 from sslkit.machine.files import reason, writing
 
 LOCK = ".lock"
@@ -30,7 +31,7 @@ class Place:
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
 
     def take(self) -> "Place":
-        """Lock the folder. Raises UserError that names the process which holds it, or the reason of the system."""
+        """Lock the folder, and remove what killed processes left half written in it. Raises UserError that names the process which holds it, or the reason of the system."""
         with writing(self.folder, "choose another place with out="):
             try:
                 self._lock.acquire()
@@ -40,6 +41,7 @@ class Place:
             # Some systems let nobody write to a locked file; then the holder has no name.
             with suppress(OSError):
                 (self.folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        recover(self.folder)
         return self
 
     def release(self) -> None:

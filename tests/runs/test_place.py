@@ -131,6 +131,20 @@ def test_default_names_are_short_enough_and_keep_a_folder_s_version(tmp_path):
     assert len(name("猫" * 80).encode()) < 130
 
 
+def test_a_run_sweeps_away_what_a_killed_one_left_in_its_folder(tmp_path):
+    writer = another("print(1, flush=True); input()", cwd=tmp_path)
+    with atomic.replacing(tmp_path / "run/config.yaml") as own:
+        left = own.with_name(own.name.replace(f".{os.getpid()}@", f".{writer.pid}@"))
+        own.touch()
+    (tmp_path / "run/config.yaml").unlink()
+    left.touch()
+    writer.kill()
+    writer.communicate()
+    taken = place.claim(resolve(["method=simclr", f"out={tmp_path / 'run'}"]).config)
+    assert os.listdir(tmp_path / "run") == [place.LOCK]
+    taken.release()
+
+
 def test_temporary_files_go_with_their_writer(tmp_path):
     with atomic.replacing(tmp_path / "a") as own:
         own.touch()
