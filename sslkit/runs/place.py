@@ -31,7 +31,10 @@ class Place:
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
 
     def take(self) -> "Place":
-        """Lock the folder, and remove what killed processes left half written in it. Raises UserError that names the process which holds it, or the reason of the system."""
+        """Lock the folder, and remove what killed processes left half written in it.
+
+        Raises UserError that names the process which holds it, or the reason of the system.
+        """
         with writing(self.folder, "choose another place with out="):
             try:
                 self._lock.acquire()
