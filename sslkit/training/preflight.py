@@ -32,7 +32,8 @@ def resolve_new_layers(layers: list[Layer], mistakes: Mistakes) -> Resolved:
     draft = _fitted_draft(layers, mistakes)
     _check_components(draft, mistakes)
     if draft.config is not None:
-        _check_labels(draft.config, mistakes)
+        if draft.sections["method"] and draft.sections["data"]:
+            _check_labels(draft.config, mistakes)
         _check_machine(draft.config, mistakes)
         _check_budget(draft, mistakes)
     return draft.resolved(mistakes)

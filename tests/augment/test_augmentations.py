@@ -28,6 +28,7 @@ from sslkit.augment import (
     SmallAugmentation,
 )
 from sslkit.config.layers import Mistakes, nest, parse_words
+from sslkit.config.plain import typed
 from sslkit.errors import UserError
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.21)
@@ -264,7 +265,7 @@ def from_words(
     mistakes = Mistakes()
     given = {k.removeprefix("augment."): v for k, v in parse_words(words, mistakes).items()}
     mistakes.stop()
-    return augmentation.Config.model_validate(nest(given))
+    return augmentation.Config.model_validate(typed(nest(given), augmentation.Config))
 
 
 def test_one_setting_of_a_step_leaves_the_augmentations_others():

@@ -78,7 +78,7 @@ def test_doctor_reports_everything(sslkit):
     done = sslkit("doctor")
     assert done.returncode == 0
     topics = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"sslkit", "python", "torch", "cpu", "memory", "ffcv", "plugins", "data"} <= topics | {"plugins"}
+    assert {"sslkit", "python", "torch", "cpu", "memory", "ffcv", "plugins", "cache", "runs"} <= topics | {"plugins"}
 
 
 def test_doctor_gives_the_exact_command_where_ffcv_is_missing(sslkit, tmp_path):

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.run_directories import lines, make_run
 from PIL import Image
 from rich.console import Console
 
 from sslkit.config.base import Choice
+from sslkit.config.resolve import resolve
 from sslkit.data import Stores
 from sslkit.errors import UserError
 from sslkit.evaluation import evaluate as evaluation
@@ -185,8 +187,17 @@ def geometry(epoch, retrieval, rank=50.0, **more):
 
 
 def unlabelled_run(path, *records):
-    make_run(path)
+    complete_run(path)
     lines(path / "evaluations.jsonl", records)
+    return path
+
+
+def complete_run(path, **more):
+    """A run whose config.yaml has every setting, without which it cannot be opened."""
+    make_run(path, **more)
+    defaults = yaml.safe_load(resolve(["method=simclr", "data=digits"]).config.to_yaml())
+    own = yaml.safe_load((path / "config.yaml").read_text())
+    (path / "config.yaml").write_text(yaml.safe_dump(defaults | own))
     return path
 
 
@@ -198,10 +209,10 @@ def test_runs_are_sorted_from_better_to_worse(tmp_path):
     drawn = compare.as_markdown(rows)
     assert "view retrieval (random init)" in drawn
     assert "50.0 % (10.0 %)" in drawn
-    rows = compare.table([*runs, make_run(tmp_path / "labelled")])
+    rows = compare.table([*runs, complete_run(tmp_path / "labelled")])
     assert "linear top-1" in compare.as_markdown(rows)
     assert "RankMe" in compare.as_markdown(rows)
-    rows = compare.table([make_run(tmp_path / "both", evaluations=[geometry(2, 0.5)])])
+    rows = compare.table([complete_run(tmp_path / "both", evaluations=[geometry(2, 0.5)])])
     assert rows[0]["geometry/rankme"] == 50
     assert "RankMe" not in compare.as_markdown(rows), "accuracies are enough"
 

@@ -228,7 +228,7 @@ def test_a_tile_passes_the_backbone_alone():
     assert seen == [(54, 3, 16, 16)]
 
 
-@pytest.mark.parametrize("backbone", ["timm:test_vit", TinyBackbone])
+@pytest.mark.parametrize("backbone", ["timm:test_vit_relpos", TinyBackbone])
 def test_tiles_that_the_backbone_cannot_take_are_the_users_mistake(backbone):
     net = create_backbone(backbone, 96) if isinstance(backbone, str) else backbone()
     with pytest.raises(UserError, match=r"tiles of 8 px .*use another tile size"):
