@@ -324,7 +324,12 @@ def test_wrong_settings_are_described(word, message):
 def test_extra_takes_kornias_augmentations_from_the_command_line():
     word = "augment.extra=[RandomInvert, {RandomErasing: {p: 1.0, scale: [0.25, 0.25], ratio: [1, 1]}}]"
     config = from_words(word, augmentation=PlainAugmentation)
-    assert from_words(f"augment.extra={yaml.safe_dump(config.model_dump(mode='json')['extra'])}").extra == config.extra
+    assert (
+        from_words(
+            f"augment.extra={yaml.safe_dump(config.model_dump(mode='json')['extra'], default_flow_style=True)}"
+        ).extra
+        == config.extra
+    )
     augmentation = PlainAugmentation(config, 32, MEAN, STD)
     assert [type(step).__name__ for step in augmentation.extra] == ["RandomInvert", "RandomErasing"]
     assert augmentation.extra[1].p == 1.0
