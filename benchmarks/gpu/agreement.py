@@ -115,7 +115,9 @@ def setup_of(
         **settings.sized({}, small(name)),
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
-    words = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    # Text stands as it is, without quotes: it is taken as it is typed.
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
+    words = [f"{key}={text}" for key, text in texts.items() if given[key] is not None]
     return build(resolve(words).config, lambda text: None, execution)
 
 

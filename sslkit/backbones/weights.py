@@ -1,5 +1,7 @@
 """Load weights from a file into a network, and report what does not fit."""
 
+import shlex
+import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ CLASSIFIERS = ("classifier", "fc", "head", "heads", "last_linear")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what torch.save writes: a zip archive with a pickle in it, or a pickle."""
 CONVERT = (
-    "python -c \"import torch, safetensors.torch as s; w = torch.load('{0}', weights_only=True, map_location='cpu'); "
+    "{python} -c \"import torch, safetensors.torch as s; w = torch.load('{0}', weights_only=True, map_location='cpu'); "
     "w = w.get('state_dict', w); "
     "s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, '{1}')\""
 )
@@ -53,7 +55,7 @@ def not_safetensors(path: Path, error: Exception) -> str:
     except OSError:
         pickled = False
     if pickled:
-        command = CONVERT.format(path, path.with_suffix(".safetensors"))
+        command = CONVERT.format(path, path.with_suffix(".safetensors"), python=shlex.quote(sys.executable))
         return (
             f"{path} cannot be read as safetensors: it is a pickle of torch.save, which can run any program that is "
             f"hidden in it, so sslkit reads none; convert it once with: {command}"
