@@ -33,6 +33,18 @@ def heeded() -> list[signal.Signals]:
     return [s for s in STOPPING if s != ignored]
 
 
+_raised: list[int] = []
+
+
 def raise_interrupted(signum: int, frame: FrameType | None) -> None:
-    """Raise Interrupted: the handler outside of training, where nothing has to be saved."""
+    """Raise Interrupted: the handler of a command outside of training, where nothing has to be saved.
+
+    Python drops an exception that is raised in a destructor or a callback; `asked` then still tells of the signal.
+    """
+    _raised.append(signum)
     raise Interrupted(signum)
+
+
+def asked() -> int | None:
+    """Return the last signal that `raise_interrupted` took in this process, None if there was none."""
+    return _raised[-1] if _raised else None

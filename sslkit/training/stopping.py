@@ -15,7 +15,8 @@ class Stopper:
     """Context in which the first signal requests a stop after the current step, and a second one stops immediately."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
-        self.asked: int | None = None
+        # A signal before training whose exception was dropped.
+        self.asked: int | None = signals.asked()
         self._log = log
         self._immediate = False
         self._before: dict[int, Any] = {}

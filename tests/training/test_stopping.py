@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from sslkit.machine import signals
 from sslkit.machine.signals import Interrupted
 from sslkit.training.stopping import Stopper
 
@@ -44,6 +45,20 @@ def test_the_first_signal_waits_for_the_step_to_end():
     _wait_until(lambda: said)
     assert stopped.value.status == 143
     assert not stopped.value.within_step
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_before_training_stops_it_even_if_python_drops_the_exception(monkeypatch):
+    class Closing:
+        def __del__(self):
+            signals.raise_interrupted(signal.SIGTERM, None)
+
+    monkeypatch.setattr(signals, "_raised", [])
+    closing = Closing()
+    del closing
+    with Stopper(print) as stopper, pytest.raises(Interrupted) as stopped:
+        stopper.stop_if_asked()
+    assert stopped.value.status == 143
 
 
 def test_a_second_signal_cuts_the_step_in_two():
