@@ -45,6 +45,11 @@ class Group(click.Group):
             ctx.exit(2)
         except KeyboardInterrupt as stopped:
             ctx.exit(getattr(stopped, "status", 130))
+        except Exception:
+            # A signal in the middle of an import leaves half a module, which fails when it is used.
+            if signum := signals.asked():
+                ctx.exit(128 + signum)
+            raise
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,6 +1,8 @@
 """Signals that ask a process to stop, and the exception that they become: what is half written is cleaned up."""
 
+import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -33,18 +35,31 @@ def heeded() -> list[signal.Signals]:
     return [s for s in STOPPING if s != ignored]
 
 
-_raised: list[int] = []
+GRACE = 30.0
+"""Seconds after a signal in which a command may clean up; then its process ends in any case."""
+_taken: list[tuple[int, threading.Timer]] = []
+"""Signals that `raise_interrupted` took, each with what ends the process after `GRACE`."""
 
 
 def raise_interrupted(signum: int, frame: FrameType | None) -> None:
     """Raise Interrupted: the handler of a command outside of training, where nothing has to be saved.
 
-    Python drops an exception that is raised in a destructor or a callback; `asked` then still tells of the signal.
+    Python drops an exception that is raised in a destructor or a callback, and libraries drop one of their imports.
+    `asked` then still tells of the signal.
     """
-    _raised.append(signum)
+    end = threading.Timer(GRACE, os._exit, [128 + signum])
+    end.daemon = True
+    end.start()
+    _taken.append((signum, end))
     raise Interrupted(signum)
 
 
 def asked() -> int | None:
     """Return the last signal that `raise_interrupted` took in this process, None if there was none."""
-    return _raised[-1] if _raised else None
+    return _taken[-1][0] if _taken else None
+
+
+def take_time() -> None:
+    """Let a signal that was taken end the process no more: what is under way saves, and then heeds `asked`."""
+    for _, end in _taken:
+        end.cancel()

@@ -15,8 +15,7 @@ class Stopper:
     """Context in which the first signal requests a stop after the current step, and a second one stops immediately."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
-        # A signal before training whose exception was dropped.
-        self.asked: int | None = signals.asked()
+        self.asked: int | None = None
         self._log = log
         self._immediate = False
         self._before: dict[int, Any] = {}
@@ -25,6 +24,9 @@ class Stopper:
         # Only the main thread may set signal handlers; in other threads the caller's handlers remain.
         if threading.current_thread() is threading.main_thread():
             self._before = signals.handle(self._handle)
+            signals.take_time()
+            # A signal before training whose exception was dropped.
+            self.asked = self.asked or signals.asked()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from sslkit.cli.main import cli
 from sslkit.machine import signals
 from sslkit.machine.signals import Interrupted
 from sslkit.training.stopping import Stopper
@@ -53,12 +57,41 @@ def test_a_signal_before_training_stops_it_even_if_python_drops_the_exception(mo
         def __del__(self):
             signals.raise_interrupted(signal.SIGTERM, None)
 
-    monkeypatch.setattr(signals, "_raised", [])
+    monkeypatch.setattr(signals, "_taken", [])
     closing = Closing()
     del closing
     with Stopper(print) as stopper, pytest.raises(Interrupted) as stopped:
         stopper.stop_if_asked()
     assert stopped.value.status == 143
+    [(_, end)] = signals._taken
+    assert end.finished.is_set(), "cancelled: the run may take its time to save"
+
+
+def test_a_process_that_drops_a_signal_ends_after_a_while():
+    code = """
+import os, signal, time
+from sslkit.machine import signals
+signals.GRACE = 0.2
+signals.handle(signals.raise_interrupted)
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+except signals.Interrupted:
+    time.sleep(20)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=15).returncode == 143
+
+
+def test_a_failure_after_a_signal_is_told_as_the_stop(monkeypatch):
+    monkeypatch.setattr(signals, "_taken", [(signal.SIGTERM, threading.Timer(1, print))])
+
+    def fail(*args):
+        raise RecursionError("half a module")
+
+    monkeypatch.setattr("sslkit.cli.tables.print_components", fail)
+    assert CliRunner().invoke(cli, ["list", "methods"]).exit_code == 143
+    monkeypatch.setattr(signals, "_taken", [])
+    assert isinstance(CliRunner().invoke(cli, ["list", "methods"]).exception, RecursionError)
 
 
 def test_a_second_signal_cuts_the_step_in_two():
