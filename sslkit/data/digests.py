@@ -4,6 +4,7 @@ import os
 import re
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -157,8 +158,8 @@ def _recall(index: Path, names: Sequence[str], stats: NDArray[np.int64]) -> tupl
             old_stats, old_digests = saved["stats"].reshape(-1, 4), saved["digests"].reshape(-1, BYTES)
         if not len(old_names) == len(old_stats) == len(old_digests) or old_digests.dtype != np.uint8:
             return digests, known
-    # A damaged index only costs another reading; its arrays may be missing, cut, or of other types.
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError):
+    # A damaged index only costs another reading; its arrays may be missing, cut, of other types, or marked encrypted.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return digests, known
     rows = dict(zip(old_names, range(len(old_names))))
     old = np.array([rows.get(os.fsencode(name), -1) for name in names], np.int64)

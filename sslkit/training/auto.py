@@ -77,23 +77,28 @@ def epochs_for(images: int, batch_size: int, steps: int = STEPS) -> Fitted:
 
 
 def _micro_batch(requested: dict[str, Any], image_size: int, batch_size: int) -> Fitted:
-    """Return micro-batches that fit into the free memory if the whole batch does not, else null.
-
-    For several processes it is null too: their shares of the memory are not known before they start.
-    """
+    """Return micro-batches that fit into the free memory if the whole batch does not, else null."""
+    if requested.get("devices", 1) != 1:
+        return Fitted(None, "not worked out for several processes, whose shares of the memory are not known yet")
     augmentation = requested_choice("augment", requested | _names(requested).values)
-    backbone = requested_choice("backbone", requested)
     views = getattr(augmentation and augmentation.options, "views", 2)
-    if backbone is None or requested.get("devices", 1) != 1 or batch_size * views * image_size**2 < SMALL_STEP:
+    if batch_size * views * image_size**2 < SMALL_STEP:
         return Fitted(None, "not needed for small steps")
-    free = _free_memory(requested)
-    image = activation_bytes(backbone, image_size) if free else None
-    if not free or not image:
+    free, view = _free_memory(requested), _view_bytes(requested, image_size)
+    if not free or not view:
         return Fitted(None, "the memory that a step needs is not known")
-    needed = (batch_size * views * image + OTHER_BYTES) / 2**30
-    size = micro_batch_for(batch_size, views * image, int(MEMORY_SHARE * free) - OTHER_BYTES)
+    needed = (batch_size * views * view + OTHER_BYTES) / 2**30
+    size = micro_batch_for(batch_size, views * view, int(MEMORY_SHARE * free) - OTHER_BYTES)
     reason = f"a batch of {batch_size} needs about {needed:.1f} GiB, {free / 2**30:.1f} are free"
     return Fitted(None if size == batch_size else size, reason)
+
+
+def _view_bytes(requested: dict[str, Any], image_size: int) -> int | None:
+    """Return the bytes of the activations of one view, None if they are not known."""
+    method, backbone = load_component("method", requested), requested_choice("backbone", requested)
+    if method is None or backbone is None:
+        return None
+    return activation_bytes(method.trained_backbone(backbone), image_size)
 
 
 def micro_batch_for(batch_size: int, image_bytes: int, available: int) -> int:

@@ -41,8 +41,8 @@ def _moved(section: str, before: Choice | None, place: Any, mistakes: Mistakes) 
         mistakes.add(section, f"{place} does not exist, or holds no images")
     elif before is not None and choice.name == before.name:
         # The same kind of data keeps its own settings too.
-        root = choice.options.root  # type: ignore[attr-defined]
-        return before.model_copy(update={"options": before.options.model_copy(update={"root": root})})
+        moved = choice.options.model_dump(include={"root"})
+        return before.model_copy(update={"options": before.options.model_copy(update=moved)})
     return choice
 
 

@@ -70,6 +70,15 @@ def test_a_damaged_index_is_thrown_away(files, tmp_path, harm):
     assert index.read_bytes() != harm
 
 
+def test_an_index_with_any_bit_of_its_directory_flipped_only_costs_another_reading(files, tmp_path):
+    wanted = file_digests(files, ["a", "b", "c"], tmp_path / "cache")
+    (index,) = (tmp_path / "cache" / "digests").glob("*.npz")
+    content = index.read_bytes()
+    for at in range(content.index(b"PK\x01\x02"), len(content)):
+        index.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        np.testing.assert_array_equal(file_digests(files, ["a", "b", "c"], tmp_path / "cache"), wanted)
+
+
 def test_an_unreadable_file_has_no_digest_and_is_not_kept(files, tmp_path, read):
     found = file_digests(files, ["a", "nothing"], tmp_path / "cache")
     assert found.any(1).tolist() == [True, False]

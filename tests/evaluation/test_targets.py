@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from helpers.short_runs import SHORT_RUN
 from safetensors.torch import save_file
 
 import sslkit as library
@@ -12,19 +13,6 @@ from sslkit.backbones import create_backbone, load_weights
 from sslkit.errors import UserError
 from sslkit.runs.compare import as_markdown, table
 from sslkit.runs.run import Run
-
-SETTINGS = {
-    "method": {"name": "simclr", "hidden": 32, "dim": 16},
-    "backbone": {"name": "squeezenet"},
-    "data": {"name": "shapes", "n_train": 64, "n_test": 32, "image_size": 32},
-    "evaluators": ["knn"],
-    "batch_size": 32,
-    "checkpoint_every": 1,
-    "device": "cpu",
-    "report": False,
-    "tune": "off",
-    "quiet": True,
-}
 
 
 class Killed(BaseException):
@@ -38,7 +26,7 @@ def killed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save_checkpoint", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            library.run(**SETTINGS, epochs=50, out=path)
+            library.run(**SHORT_RUN, epochs=50, out=path)
     return path
 
 

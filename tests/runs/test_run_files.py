@@ -8,6 +8,7 @@ import stat
 import pytest
 import torch
 import yaml
+from helpers.short_runs import SHORT_RUN
 from safetensors.torch import load_file, save_file
 
 import sslkit as library
@@ -19,20 +20,7 @@ from sslkit.runs.report import write
 from sslkit.runs.run import Run
 from sslkit.training import engine
 
-SETTINGS = {
-    "method": {"name": "simclr", "hidden": 32, "dim": 16},
-    "backbone": {"name": "squeezenet"},
-    "data": {"name": "shapes", "n_train": 64, "n_test": 32, "image_size": 32},
-    "evaluators": ["knn"],
-    "batch_size": 32,
-    "epochs": 2,
-    "checkpoint_every": 1,
-    "log_every": 1,
-    "device": "cpu",
-    "report": False,
-    "tune": "off",
-    "quiet": True,
-}
+SETTINGS = {**SHORT_RUN, "epochs": 2, "log_every": 1}
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,19 @@ def test_a_batch_larger_than_the_free_memory_is_taken_in_micro_batches(monkeypat
     assert f"{gib:.1f} are free" in resolved.origins["micro_batch"]
 
 
+def test_micro_batches_are_for_one_process_and_for_the_network_that_is_trained(monkeypatch):
+    monkeypatch.setattr(auto, "free_memory", lambda device: 2 << 30)
+    words = ["data=shapes", "data.image_size=96", "data.n_train=1024", "batch_size=128", "backbone=squeezenet"]
+    of_two = resolve_new([*words, "method=simclr", "device=cpu", "devices=2"])
+    assert of_two.config.micro_batch is None
+    assert "several processes" in of_two.origins["micro_batch"]
+    whole, halves = (
+        resolve_new([*words, f"method={name}", "augment=weak", "device=cpu"]).origins["micro_batch"]
+        for name in ("rotnet", "splitbrain")
+    )
+    assert whole.split(",")[0] != halves.split(",")[0], "two half networks take less"
+
+
 def test_micro_batches_divide_the_batch():
     assert [micro_batch_for(96, 1, available) for available in (96, 95, 40, 5)] == [96, 48, 24, 3]
 

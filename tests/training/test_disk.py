@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers.short_runs import SHORT_RUN
 
 import sslkit as library
 from sslkit.errors import UserError
@@ -11,18 +12,7 @@ from sslkit.runs.display import Display
 from sslkit.runs.run import Run
 from sslkit.training import disk
 
-SETTINGS = {
-    "method": {"name": "simclr", "hidden": 32, "dim": 16},
-    "backbone": {"name": "squeezenet"},
-    "data": {"name": "shapes", "n_train": 64, "n_test": 32, "image_size": 32},
-    "evaluators": [],
-    "batch_size": 32,
-    "checkpoint_every": 1,
-    "device": "cpu",
-    "report": False,
-    "tune": "off",
-    "quiet": True,
-}
+SETTINGS = {**SHORT_RUN, "evaluators": []}
 
 
 def names(run):
