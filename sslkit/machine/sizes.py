@@ -4,16 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
+from sslkit.machine.units import BYTES, scaled
 
 
 def in_words(size: float) -> str:
     """Return a number of bytes with three digits and the unit of disks, powers of 1000: "5.4 GB"."""
-    for unit in UNITS[:-1]:
-        if abs(size) < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} {UNITS[-1]}"
+    return scaled(size, BYTES)
 
 
 def size_of(path: Path) -> int:

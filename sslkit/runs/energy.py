@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslkit.config.carbon import electricity_basis, emissions
-from sslkit.machine import cards
+from sslkit.machine import cards, units
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def recorded(run: "Run", device: "torch.device") -> Iterator[None]:
 def in_words(derived: dict[str, Any]) -> str:
     """Return the costs in a run's derived values as one line, which a run logs at its end."""
     hours, kwh, kg = (derived[name] for name in ("hours", "kwh", "kg_co2e"))
-    return f"{hours:.3g} h, {kwh:.3g} kWh, {kg:.3g} kg CO2e ({derived['energy_basis']})"
+    return f"{units.duration(3600 * hours)}, {units.energy(kwh)}, {units.emissions(kg)} ({derived['energy_basis']})"
 
 
 def _spent_before(run: "Run", device: "torch.device", processes: int) -> Energy:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit.backbones.flops import flops
 from sslkit.config.resolve import Resolved
 from sslkit.config.run import RunConfig
+from sslkit.machine import units
 from sslkit.machine.memory import peak_memory, reset_peak_memory
 from sslkit.machine.sizes import in_words
 from sslkit.runs import energy
@@ -133,13 +134,13 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "training", f"{plan.trained / 1e6:.3g} M parameters, {plan.pflops:.3g} PFLOPs", "counted in one step"
     yield "steps", f"{plan.steps:,}", "counted"
     yield "speed", f"{plan.seconds_step:.3g} s/step, {plan.images_per_second:.0f} images/s", plan.basis["time"]
-    yield "time", f"{plan.hours:.3g} h", "steps × seconds per step; without evaluations"
+    yield "time", units.duration(3600 * plan.hours), "steps × seconds per step; without evaluations"
     if plan.process_gib is not None:
         yield "memory", f"{plan.process_gib:.2f} GiB", "measured: peak of this process in these steps"
     on_gpu = "memory" if plan.process_gib is None else "on a GPU"
     yield on_gpu, f"{plan.memory_gib:.2f} GiB: {fits} a GPU of 8 GB", plan.basis["memory"]
     yield "disk", in_words(1e9 * plan.disk_gb), plan.basis["disk"]
-    yield "energy", f"{plan.kwh:.3g} kWh, {plan.kg_co2e:.3g} kg CO2e", plan.basis["energy"]
+    yield "energy", f"{units.energy(plan.kwh)}, {units.emissions(plan.kg_co2e)}", plan.basis["energy"]
 
 
 def _try(setup: TrainingSetup) -> tuple[list[float], int, tuple[float, str]]:

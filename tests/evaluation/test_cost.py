@@ -210,7 +210,7 @@ def test_sessions_add_up_and_one_that_fails_counts(clock):
     assert run.derived["kwh"] == pytest.approx(0.15)
     assert run.derived["kg_co2e"] == pytest.approx(0.15 * 0.475)
     assert run.derived["peak_memory_gib"] > 0
-    assert energy.in_words(run.derived).startswith("1.5 h, 0.15 kWh, 0.0713 kg CO2e (estimated: ")
+    assert energy.in_words(run.derived).startswith("1 h 30 min, 150 Wh, 71.3 g CO2e (estimated: ")
 
 
 def test_a_session_that_was_killed_counts_by_what_it_trained(clock):

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sslkit as library
 from sslkit.config.resolve import resolve
 from sslkit.errors import UserError
+from sslkit.machine import units
 from sslkit.training import plan as planning
 from sslkit.training import timed_steps as timing
 from sslkit.training.plan import CONTEXT_GIB, plan
@@ -211,7 +212,8 @@ def test_the_table_says_how_each_figure_is_known(found):
     written = io.StringIO()
     Console(width=250, file=written).print(planning.as_table(found))
     text = written.getvalue()
-    for word in ("fits a GPU of 8 GB", "kg CO2e", "carbon.tdp", "saved for the backward pass", "median of 2"):
+    figures = (units.duration(3600 * found.hours), units.energy(found.kwh), units.emissions(found.kg_co2e))
+    for word in ("fits a GPU of 8 GB", *figures, "carbon.tdp", "saved for the backward pass", "median of 2"):
         assert word in text
 
 

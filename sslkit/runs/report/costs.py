@@ -1,10 +1,12 @@
 """Costs of a run: time, memory, energy and size of the network, as far as the run has recorded them."""
 
 import re
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from sslkit.config.layers import leaves
+from sslkit.machine.units import duration, emissions, energy
 from sslkit.runs.directory import RunFiles
 from sslkit.runs.fields import is_number
 from sslkit.runs.report.results import results
@@ -14,12 +16,18 @@ ELSEWHERE = frozenset({"skipped", "skipped_images", "parameters", "peak_memory_g
 """Derived values that are shown elsewhere on the page."""
 LABELS = {
     "hours": "time in total, with evaluations",
-    "kwh": "kWh",
-    "kg_co2e": "kg CO2e",
+    "kwh": "energy",
+    "kg_co2e": "emissions",
     "energy_basis": "basis of energy and CO2e",
     "megabytes": "MB on disk",
     "gflops": "GFLOPs per image (two per multiply-add)",
     "gmacs": "GMACs per image (multiply-adds)",
+}
+
+IN_WORDS: dict[str, Callable[[float], str]] = {
+    "hours": lambda hours: duration(3600 * hours),
+    "kwh": energy,
+    "kg_co2e": emissions,
 }
 
 
@@ -61,18 +69,9 @@ def plain(value: Any) -> str:
     return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
 
 
-def duration(seconds: float) -> str:
-    """Format a duration: 12.0 s, 3 min 05 s, 2 h 10 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {left:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
 def _cost(key: str, value: Any) -> str:
     """Format a cost in the unit that fits: hours of a short run in minutes or seconds."""
-    return duration(3600 * value) if key == "hours" and is_number(value) else plain(value)
+    return IN_WORDS[key](value) if key in IN_WORDS and is_number(value) else plain(value)
 
 
 def _label(key: str) -> str:
