@@ -60,6 +60,6 @@ def asked() -> int | None:
 
 
 def take_time() -> None:
-    """Let a signal that was taken end the process no more: what is under way saves, and then heeds `asked`."""
+    """Let a signal that was taken no longer end the process: training saves first, and then heeds `asked`."""
     for _, end in _taken:
         end.cancel()
