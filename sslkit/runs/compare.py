@@ -200,7 +200,7 @@ def _cells(rows: list[Row]) -> list[list[str]]:
     figures = [name for name in LABEL_FREE if unlabelled and f"geometry/{name}" in rows[0]]
     heading = [*NAMES, "epochs"]
     for name in evaluators:
-        heading += [f"{name} top-1, %", f"{name} max over epochs, %", f"{name} floors, %"]
+        heading += [f"{name} top-1, %", f"{name} max over epochs, %", f"{name} {' / '.join(FLOORS.values())}, %"]
     heading += [f"{LABEL_FREE[name].title} (random init)" for name in figures]
     heading += ["parameters, M", "GFLOPs", "hours", "kWh", "kg CO2e"]
     return [heading, *([*_formatted(row, evaluators, figures)] for row in rows)]
